@@ -1,0 +1,163 @@
+"""Fold random models for as long as you like.
+
+    python benchmarks/fuzz.py --examples 10000 --seed 0 [--show SEED] [--minutes 25]
+
+Model number k is made from seed + k, so that every failure can be made again (`--show` prints the model and the
+trouble).  What fails is cut down: outputs and nodes are left out, one after the other, as long as it goes on failing
+in the same way.  Exit code 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+
+from harness import REPO, say
+
+sys.path.insert(0, str(REPO / "tests"))
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+from random_graphs import Seeded, random_model
+from referee import Array
+from test_random_graphs import check_fold
+
+Case = tuple[ModelProto, dict[str, Array]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long")
+    parser.add_argument("--show", type=int, help="the model of one seed, and what is wrong with it")
+    arguments = parser.parse_args()
+    if arguments.show is not None:
+        case = random_model(Seeded(arguments.show))
+        if case is not None:
+            small = reduced(case)
+            print(onnx.printer.to_text(small[0]))
+            check_fold(*small)
+        return 0
+    return _run(arguments.seed, arguments.examples, time.monotonic() + 60 * arguments.minutes)
+
+
+def _run(seed: int, examples: int, end: float) -> int:
+    failures: dict[str, list[int]] = {}
+    counts: Counter[str] = Counter()
+    for number in range(seed, seed + examples):
+        if time.monotonic() > end:
+            break
+        case = random_model(Seeded(number))
+        if case is None:
+            counts["led nowhere"] += 1
+            continue
+        counts["models"] += 1
+        what, gone = trouble(case)
+        counts["BatchNorm"] += gone[0]
+        counts["of them folded"] += gone[1]
+        if what:
+            if what not in failures:
+                say(f"seed {number}: {what}")
+            failures.setdefault(what, []).append(number)
+        if number % 500 == 499:
+            say(f"{number + 1 - seed} seeds, {sum(map(len, failures.values()))} failures")
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    for what, seeds in sorted(failures.items(), key=lambda item: -len(item[1])):
+        print(f"{len(seeds):5d} × {what}: seeds {', '.join(map(str, seeds[:6]))}")
+    return 1 if failures else 0
+
+
+def trouble(case: Case) -> tuple[str, tuple[int, int]]:
+    """What is wrong, in a line without numbers ('' if nothing is); how many BatchNorms there were, and went."""
+    try:
+        report = check_fold(*case).report
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = "".join(c for c in str(error).split("\n")[0] if not c.isdigit() and c not in ".+-")[:70]
+        return f"{type(error).__name__} {frame.filename.rsplit('/', 1)[-1]} {frame.name}: {text}", (0, 0)
+    return "", (report.before.batch_norms, report.before.batch_norms - report.after.batch_norms)
+
+
+# -- cutting down -----------------------------------------------------------------------------------
+
+
+def reduced(case: Case) -> Case:
+    """The smallest model found that fails in the same way (in the same function of the same file)."""
+    what = _kind(case)
+    shrinking = bool(what)
+    while shrinking:
+        shrinking = False
+        for smaller in _smaller(case):
+            if _kind(smaller) == what:
+                case, shrinking = smaller, True
+                break
+    return case
+
+
+def _kind(case: Case) -> str:
+    return trouble(case)[0].split(":")[0]
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    """One output less; a node less (its input in place of its output); or an inner value as an input."""
+    model, feeds = case
+    for index in range(len(model.graph.output) if len(model.graph.output) > 1 else 0):
+        copy = _copy(model)
+        del copy.graph.output[index]
+        yield from _valid(copy, feeds)
+    for index, node in enumerate(model.graph.node):
+        for name in node.input[:2]:
+            copy = _copy(model)
+            del copy.graph.node[index]
+            for other in copy.graph.node:
+                for k, read in enumerate(other.input):
+                    if read in node.output:
+                        other.input[k] = name
+            for output in copy.graph.output:
+                if output.name in node.output and len(copy.graph.node):
+                    output.name = copy.graph.node[-1].output[0]
+            yield from _valid(copy, feeds)
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _valid(model: ModelProto, feeds: dict[str, Array]) -> Iterator[Case]:
+    """The model without what nobody reads any more, if it is one."""
+    needed = {output.name for output in model.graph.output}
+    for index in range(len(model.graph.node) - 1, -1, -1):
+        node = model.graph.node[index]
+        if needed & set(node.output):
+            needed |= set(node.input)
+            needed |= {name for a in node.attribute for inner in a.g.node for name in inner.input}
+        else:
+            del model.graph.node[index]
+    for entries in (model.graph.initializer, model.graph.input):
+        for index in range(len(entries) - 1, -1, -1):
+            if entries[index].name not in needed:
+                del entries[index]
+    feeds = {info.name: feeds[info.name] for info in model.graph.input if info.name in feeds}
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    try:
+        typed = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        for output, inferred in zip(model.graph.output, typed.graph.output, strict=True):
+            output.CopyFrom(inferred)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception:  # not a model
+        return
+    if model.graph.node and model.graph.input:
+        yield model, feeds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""What a Python program calls: fold a model of any kind, get the same kind back with its account and its proof."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnfold.errors import NotEquivalentError, UsageError, quoted
+from bnfold.fold import Folding, Options, fold_model
+from bnfold.frontends import GiveBack, naming, open_model
+from bnfold.model_file import LoadedModel, save
+from bnfold.report import Entry, FoldReport
+
+if TYPE_CHECKING:
+    from bnfold.verify.relation import RelationCheck
+    from bnfold.verify.static import StaticProof
+
+log = logging.getLogger("bnfold")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How it is known that a fold changed nothing.
+
+    Attributes:
+        static: the static proof: every new tensor, recomputed in float64. It is always there.
+        relation: the relation check: both models run, every value compared; None if it was not made.
+        skipped: why it was not made, a sentence; '' if it was.
+    """
+
+    static: StaticProof
+    relation: RelationCheck | None
+    skipped: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        relation = None
+        if self.relation is not None:
+            relation = asdict(self.relation) | {"passed": self.relation.passed}
+        return {"static": asdict(self.static), "relation": relation, "skipped": self.skipped}
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A folded model.
+
+    Attributes:
+        report: what became of every BatchNormalization, and counts.
+        verification: how it is known that nothing changed.
+    """
+
+    report: FoldReport
+    verification: Verification
+    _folded: LoadedModel = field(repr=False)
+    _give_back: GiveBack = field(repr=False)
+
+    @cached_property
+    def model(self) -> Any:
+        """The folded model, of the kind that was given (of a path: an onnx.ModelProto), with all its weights.
+
+        Raises: ModelError if it is larger than 2 GiB; `save` writes it all the same.
+        """
+        return self._give_back(self._folded)
+
+    @property
+    def folded(self) -> tuple[Entry, ...]:
+        """The BatchNormalizations that are gone (or reduced to an Add or a Mul)."""
+        return self.report.folded
+
+    @property
+    def kept(self) -> tuple[Entry, ...]:
+        """The BatchNormalizations that stay, each with its reason."""
+        return self.report.kept
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know besides, `save`'s own notices included."""
+        return (*self.report.notices, *self._folded.notices)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+        """Write the folded model; weights that were in a data file go into a new one beside it.
+
+        The output appears whole or not at all.
+
+        Args:
+            path: where to; the folder must exist.
+            overwrite: whether an existing file may be replaced, the given model's own included.
+
+        Returns: the files written, the model first.
+
+        Raises: OutputError; whatever goes wrong, the input and an earlier output stay as they were.
+        """
+        log.info("writing %s", quoted(path))
+        return save(self._folded, path, overwrite=overwrite)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON: the report, and `verification`."""
+        return self.report.to_dict() | {
+            "notices": list(self.notices),
+            "verification": self.verification.to_dict(),
+        }
+
+
+def fold(
+    model: Any,
+    *,
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    verify: bool = True,
+    require_verify: bool = False,
+    keep_overridable: bool = False,
+) -> FoldResult:
+    """Remove BatchNormalization from a model without changing what it computes.
+
+    >>> result = fold("sample_models/digits_cnn.onnx", verify=False)
+    >>> len(result.folded), len(result.kept), result.report.nodes_before, result.report.nodes_after
+    (7, 0, 25, 18)
+
+    Args:
+        model: a path, onnx.ModelProto, onnx_graphsurgeon.Graph, onnx_ir.Model or torch.onnx.ONNXProgram;
+            it is not changed.
+        only: patterns (`*`, `?`, `[...]`) of node names; if given, nothing else is folded.
+        skip: patterns of node names that stay.
+        verify: whether both models are run on ONNX Runtime and compared, beside the static proof. Where it can't run
+            them, `verification.skipped` says why.
+        require_verify: whether that is an error.
+        keep_overridable: whether initializers that are graph inputs too stay so; by default they are frozen.
+
+    Raises:
+        UsageError: no model, or arguments that contradict each other.
+        ModelError: the model isn't sound, or its data can't be read.
+        NotEquivalentError: a check failed, or could not be made though it is required.
+    """
+    if require_verify and not verify:
+        raise UsageError("the relation check can't be both required and left out; drop one of the two")
+    only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
+    original, give_back = open_model(model)
+    with naming(original.path):
+        log.info("folding")
+        folding = fold_model(original, Options(only, skip, keep_overridable))
+        verification = _verify(original, folding, verify)
+        if require_verify and verification.skipped and _has_changed(folding):
+            what = f"the relation check, which is required, can't be made: {verification.skipped}"
+            raise NotEquivalentError(what)
+        unmatched = _unmatched(folding, only, skip)
+    report = replace(folding.report, notices=(*folding.report.notices, *unmatched))
+    return FoldResult(report, verification, folding.model, give_back)
+
+
+def _verify(original: LoadedModel, folding: Folding, wanted: bool) -> Verification:
+    if not wanted:
+        return Verification(folding.proof, None, "it was not asked for")
+    if not _has_changed(folding):
+        return Verification(folding.proof, None, "nothing was changed")
+    log.info("checking, with ONNX Runtime")
+    from bnfold.verify import relation
+
+    try:
+        found = relation.check(original, folding.model, folding.plans[0])
+    except relation.CannotRun as why:
+        return Verification(folding.proof, None, str(why))
+    if not found.passed:
+        raise NotEquivalentError(
+            f"is {found.worst:.3g} × the model's own rounding noise off (limit {found.limit:g}); please report this",
+            where=f"value {quoted(found.worst_name)}",
+        )
+    return Verification(folding.proof, found)
+
+
+def _has_changed(folding: Folding) -> bool:
+    return bool(folding.rewrite.rewritten) or folding.report.nodes_before != folding.report.nodes_after
+
+
+def _unmatched(folding: Folding, only: Sequence[str], skip: Sequence[str]) -> Iterator[str]:
+    """A notice for each pattern that no BatchNormalization's name matches: it is probably misspelt."""
+    from fnmatch import fnmatchcase
+
+    names = [entry.name for entry in folding.report.entries if entry.op == "BatchNormalization"]
+    for option, patterns in (("only", only), ("skip", skip)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                yield f"{option} {quoted(pattern)} matches the name of no BatchNormalization"

@@ -1,0 +1,226 @@
+"""What is constant in a graph, and its value.
+
+Exporters seldom write a weight as a plain initializer only: it comes as a Constant node, behind
+Identity, Transpose or Cast, as `Expand(CastLike(0, x), Shape(weight))`, as a Tile of an Expand.
+All of these are constants.  They are evaluated with ONNX's own reference evaluator, on demand,
+and only while the result stays small; initializers themselves are views of the mapped file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, NodeProto, TensorProto, helper
+
+from bnfold.graph import Node, Value
+from bnfold.weights import Weights
+
+Array = np.ndarray[Any, Any]
+Dims = tuple[int | None, ...]
+
+# Deterministic ops without side effects whose result depends on nothing but their inputs.
+EVALUATED = frozenset(
+    """Abs Add Cast CastLike Ceil Concat ConstantOfShape DequantizeLinear Div Equal Expand Flatten Floor Gather
+    Greater Identity Less Max Min Mod Mul Neg Not Pow Range Reciprocal ReduceProd ReduceSum Reshape Shape Size Slice
+    Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()
+)
+
+# Results above this many elements are not evaluated: an exporter's chain builds a vector or a kernel,
+# whereas ConstantOfShape of 10^12 or a doubling chain of Concat is an attack.  Views are free and not counted.
+MAX_ELEMENTS = 1 << 24
+VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+
+
+def is_floating(array: Array) -> bool:
+    """True for the types that folding computes with: float16, bfloat16, float32, float64."""
+    return array.dtype.name in ("float16", "bfloat16", "float32", "float64")
+
+
+class Constants:
+    """Constant values of one model under one knowledge of shapes.
+
+    Args:
+        weights: where the bytes of tensors are.
+        dims: shape of a value as far as it is known (for Shape and Size), None if nothing is known.
+        element_type: TensorProto data type of a value (for CastLike), 0 if unknown.
+        keep_overridable: initializers that are graph inputs too may be fed, so they are no constants.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        dims: Callable[[Value], Dims | None],
+        element_type: Callable[[Value], int],
+        keep_overridable: bool = False,
+    ) -> None:
+        self.weights = weights
+        self._dims = dims
+        self._element_type = element_type
+        self._keep_overridable = keep_overridable
+        self._known: dict[Value, Array | None] = {}
+
+    def array(self, value: Value | None) -> Array | None:
+        """The content of a constant, read-only; None if the value is not constant (or is too large to evaluate)."""
+        if value is None:
+            return None
+        stack = [value]
+        while stack:  # chains may be longer than Python recurses
+            top = stack[-1]
+            if top in self._known:
+                stack.pop()
+                continue
+            needs = self._needs(top)
+            missing = [need for need in needs or () if need not in self._known]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            self._known[top] = None if needs is None else self._evaluate(top)
+        return self._known[value]
+
+    def tensor(self, value: Value) -> TensorProto | None:
+        """The proto that stores the constant: an initializer or the tensor of a Constant node, else None."""
+        while value.outer is not None:
+            value = value.outer
+        if value.tensor is not None:
+            return None if self._keep_overridable and value.is_input else value.tensor
+        if value.producer is not None and value.producer.op == "Constant":
+            for attribute in value.producer.proto.attribute:
+                if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
+                    tensor: TensorProto = attribute.t
+                    return tensor
+        return None
+
+    def is_quantised(self, value: Value | None) -> bool:
+        """True if the constant is kept as integers behind a DequantizeLinear."""
+        while value is not None:
+            if value.outer is not None:
+                value = value.outer
+                continue
+            producer = value.producer
+            if producer is None:
+                return False
+            if producer.op == "DequantizeLinear":
+                return True
+            if producer.op not in VIEWS | {"Cast"}:
+                return False
+            value = producer.input(0)
+        return False
+
+    def _needs(self, value: Value) -> list[Value] | None:
+        """The constants that this value is made of; None if it can't be constant."""
+        if value.outer is not None:
+            return [value.outer]
+        if value.tensor is not None:
+            return None if self._keep_overridable and value.is_input else []
+        node = value.producer
+        if node is None or node.has_reference_attributes:
+            return None
+        if node.op == "Constant":
+            return []
+        if node.op not in EVALUATED:
+            return None
+        if node.op in ("Shape", "Size"):
+            source = node.input(0)
+            if source is None:
+                return None
+            if self._shape_of(node) is not None:
+                return []
+            return [source]  # maybe the shape of a constant
+        inputs = node.inputs[:1] if node.op == "CastLike" else node.inputs
+        return [need for need in inputs if need is not None]
+
+    def _shape_of(self, node: Node) -> Array | None:
+        """The result of a Shape or Size node from what is known of its input's shape."""
+        source = node.input(0)
+        dims = self._dims(source) if source is not None else None
+        if dims is None:
+            return None
+        if node.op == "Shape":
+            dims = dims[slice(node.attribute("start", 0), node.attribute("end"))]
+        if any(dim is None for dim in dims):
+            return None
+        known = [int(dim) for dim in dims if dim is not None]
+        return np.array(math.prod(known) if node.op == "Size" else known, np.int64)
+
+    def _evaluate(self, value: Value) -> Array | None:
+        if value.outer is not None:
+            return self._known[value.outer]
+        if value.tensor is not None:
+            return self.weights.read(value.tensor) if value.tensor.data_type != TensorProto.STRING else None
+        node = value.producer
+        assert node is not None
+        if node.op == "Constant":
+            return self._constant_node(node)
+        if node.op in ("Shape", "Size"):
+            shape = self._shape_of(node)
+            if shape is not None:
+                return shape
+        inputs = [None if need is None else self._known.get(need) for need in node.inputs]
+        proto = node.proto
+        if node.op == "CastLike":  # reads its second input for the type alone
+            like = node.input(1)
+            element_type = self._element_type(like) if like is not None else 0
+            if not element_type:
+                return None
+            proto = helper.make_node("Cast", list(node.proto.input[:1]), list(node.proto.output), to=element_type)
+            inputs = inputs[:1]
+        if any(have is None and need is not None for have, need in zip(inputs, node.inputs, strict=False)):
+            return None
+        if node.op not in VIEWS and _size_of_result(node, inputs) > MAX_ELEMENTS:
+            return None
+        return _run(proto, node, inputs, value)
+
+    def _constant_node(self, node: Node) -> Array | None:
+        for attribute in node.proto.attribute:
+            if attribute.name == "value":
+                return None if attribute.t.data_type == TensorProto.STRING else self.weights.read(attribute.t)
+            if attribute.name in ("value_float", "value_floats"):
+                return np.array(helper.get_attribute_value(attribute), np.float32)
+            if attribute.name in ("value_int", "value_ints"):
+                return np.array(helper.get_attribute_value(attribute), np.int64)
+        return None
+
+
+def _run(proto: NodeProto, node: Node, inputs: list[Array | None], wanted: Value) -> Array | None:
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {name: have for name, have in zip(proto.input, inputs, strict=False) if name}
+    opset = max(node.opset, 13) if proto.op_type == "Cast" else node.opset
+    try:
+        evaluator = ReferenceEvaluator(proto, opsets={"": opset})
+        results = evaluator.run(None, feeds)
+    except Exception:  # the evaluator has no contract on what it raises; an odd expression is simply not constant
+        return None
+    names = [name for name in proto.output if name]
+    return np.asarray(list(results)[names.index(wanted.name)])
+
+
+def _size_of_result(node: Node, inputs: list[Array | None]) -> int:
+    """Elements of the result, known before it is made; ops not named here grow by broadcasting only."""
+    have = [array for array in inputs if array is not None]
+    if not have:
+        return 1
+    if node.op == "ConstantOfShape":
+        return _product(have[0])
+    if node.op in ("Expand", "Tile") and len(have) > 1:
+        grown = _product(np.maximum(have[1], 1))
+        return max(have[0].size, 1) * grown if node.op == "Tile" else max(have[0].size, grown)
+    if node.op == "Range" and len(have) == 3:
+        step = abs(float(have[2])) or 1.0
+        return int(min(abs(float(have[1]) - float(have[0])) / step, 1e18))
+    if node.op == "Concat":
+        return sum(array.size for array in have)
+    if node.op == "Gather":
+        return max(have[0].size, 1) * max(have[1].size, 1) if have[0].ndim else have[1].size
+    try:
+        return math.prod(np.broadcast_shapes(*(array.shape for array in have)))
+    except ValueError:
+        return max(array.size for array in have)
+
+
+def _product(dims: Array) -> int:
+    return math.prod(int(dim) for dim in np.ravel(dims))

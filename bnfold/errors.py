@@ -1,0 +1,66 @@
+"""What can go wrong, as a tree of exceptions.
+
+    BnfoldError                 anything bnfold refuses to do; one line, says what to do
+    ├── ModelError              the model file or graph is not what it claims to be
+    │   └── ExternalDataError   a tensor kept outside the model file can't be used
+    ├── OutputError             the result can't be written where it was asked for
+    ├── UsageError              options or arguments that make no sense together
+    └── NotEquivalentError      a proof failed: the result is not the same function
+
+Every message is one line of the form ``where: what is wrong; what to do``, where *where*
+names the file and, when known, the node or tensor.  Names come from files that nobody
+vouches for, so `quoted` shows control characters escaped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def quoted(name: object) -> str:
+    r"""A name from a file, safe to show in a terminal: control characters come out escaped.
+
+    >>> quoted("conv1\x1b[31m")
+    "'conv1\\x1b[31m'"
+    """
+    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name)) + "'"
+
+
+class BnfoldError(Exception):
+    """Base of everything bnfold raises on purpose.
+
+    Args:
+        what: what is wrong and what to do, one line.
+        file: the file concerned, if any.
+        where: the node or tensor concerned, if any (as it should be shown).
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, file: str | Path | None = None, where: str | None = None) -> None:
+        super().__init__(": ".join(str(part) for part in (file, where, what) if part))
+        self.what = what
+        self.file = file
+        self.where = where
+
+
+class ModelError(BnfoldError):
+    """The model file or graph is not what it claims to be."""
+
+
+class ExternalDataError(ModelError):
+    """A tensor kept outside of the model file can't be used."""
+
+
+class OutputError(BnfoldError):
+    """The result can't be written where it was asked for."""
+
+
+class UsageError(BnfoldError):
+    """Options or arguments that make no sense together."""
+
+
+class NotEquivalentError(BnfoldError):
+    """A proof failed: the result is not the same function as the original."""
+
+    exit_code = 1

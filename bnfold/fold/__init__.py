@@ -1,0 +1,146 @@
+"""Fold BatchNormalization out of a model: the whole way on one screen.
+
+    ties      every value may be stored in other coordinates; each op ties those of its inputs and outputs
+    accept    BN (and constant Mul, Add, Sub, Div) are offered to the solver: those go that contradict nothing
+    plan      every unknown gets a value: new parameters, frozen and checked
+    rewrite   the plan is carried out on the protobuf, and nothing else is touched
+    proof     each new parameter is recomputed from the original ones in float64
+
+A scope (the main graph, a body, a local function) is folded by itself: what crosses its border is fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from onnx import ModelProto
+
+from bnfold.errors import quoted
+from bnfold.fold.accept import Refusal, accept
+from bnfold.fold.account import class_keys, counts, entries
+from bnfold.fold.parameters import Unrepresentable
+from bnfold.fold.plan import Plan, make_plan, objections
+from bnfold.fold.rewrite import Rewrite, rewrite
+from bnfold.fold.ties import Ties, tie_scope
+from bnfold.graph import Graph, Node, Scope
+from bnfold.model_file import LoadedModel
+from bnfold.report import FoldReport
+from bnfold.shapes import Shapes
+from bnfold.verify.static import StaticProof, prove
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be folded.
+
+    Attributes:
+        only: patterns (`*`, `?`, `[...]`) of node names; if given, nothing else is folded.
+        skip: patterns of node names that stay untouched.
+        keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
+    """
+
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    keep_overridable: bool = False
+
+    def chosen(self, node: Node) -> bool:
+        """True if the options let this node go."""
+        if any(fnmatchcase(node.name, pattern) for pattern in self.skip):
+            return False
+        return not self.only or any(fnmatchcase(node.name, pattern) for pattern in self.only)
+
+
+@dataclass
+class Folding:
+    """A folded model with all that is needed to report and prove it."""
+
+    model: LoadedModel
+    report: FoldReport
+    plans: list[Plan]
+    rewrite: Rewrite
+    proof: StaticProof
+
+
+Barred = dict[tuple[str, int], Refusal]  # ops that have to stay, by scope and index of the node
+
+
+def plan_model(model: LoadedModel, options: Options, barred: Barred) -> tuple[Graph, list[Plan]]:
+    """The plan of every scope; `barred` is added to."""
+    graph = Graph(model.proto)
+    shapes = Shapes(graph, model, options.keep_overridable)
+    return graph, [_plan_scope(scope, shapes, options, barred) for scope in graph.scopes]
+
+
+def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) -> Plan:
+    while True:
+        stay = {scope.nodes[index]: refusal for (label, index), refusal in barred.items() if label == scope.label}
+        ties = Ties(scope, shapes, shapes.constants(scope), options.chosen)
+        ties.barred.update({node: (refusal.code, refusal.sentence) for node, refusal in stay.items()})
+        tie_scope(ties)
+        plan = make_plan(ties, accept(ties))
+        found = objections(plan)
+        if not found:
+            return plan
+        barred.update({(scope.label, node.index): refusal for node, refusal in found.items()})
+
+
+def fold_model(model: LoadedModel, options: Options) -> Folding:
+    """Fold a loaded model; the given one is left as it is.
+
+    Raises:
+        ModelError: the model is not valid ONNX.
+    """
+    barred: Barred = {}
+    while True:
+        proto = ModelProto()
+        proto.CopyFrom(model.proto)
+        work = LoadedModel(proto, model.weights, model.path)
+        graph, plans = plan_model(work, options, barred)
+        nodes_before = sum(len(scope.nodes) for scope in graph.scopes)
+        told, (before, after) = entries(plans), counts(graph, plans)
+        try:
+            done = rewrite(graph, work.weights, plans)
+            proof = prove(done, work.weights)
+        except Unrepresentable as trouble:
+            barred.update(_culprits(plans, trouble))
+            continue
+        nodes_after = sum(len(scope.nodes) for scope in Graph(proto).scopes)
+        report = FoldReport(told, before, after, nodes_before, nodes_after, _notices(work, done))
+        return Folding(work, report, plans, done, proof)
+
+
+def _culprits(plans: list[Plan], trouble: Unrepresentable) -> Barred:
+    """The ops whose removal asked for a parameter that its type can't hold."""
+    node = trouble.node
+    plan = next(plan for plan in plans if plan.scope is node.scope)
+    refusal = Refusal("unrepresentable", node.name, trouble.sentence)
+    edit = next((edit for edit in plan.linears if edit.linear.node is node), None)
+    chain = edit.linear.chain if edit is not None else None
+    if chain is not None:
+        return {(node.scope.label, n.index): refusal for n in chain.nodes}
+    touched = set().union(
+        *(class_keys(plan.ties, held) for held in ((edit.linear.rows, edit.linear.columns) if edit else ()))
+    )
+    ops = [op for op in plan.decision.accepted if node in op.nodes or _touches(plan, op.target, touched)]
+    ops = ops or list(plan.decision.accepted)
+    if not ops:
+        raise trouble
+    return {(node.scope.label, ops[-1].nodes[0].index): refusal}
+
+
+def _touches(plan: Plan, value: object, touched: set[tuple[str, int]]) -> bool:
+    return bool(touched & class_keys(plan.ties, plan.ties.of(value)))  # type: ignore[arg-type]
+
+
+def _notices(model: LoadedModel, done: Rewrite) -> tuple[str, ...]:
+    if not done.frozen:
+        return ()
+    shown = ", ".join(quoted(name) for name in done.frozen[:3]) + (" …" if len(done.frozen) > 3 else "")
+    what = "are inputs no more" if model.proto.ir_version >= 4 else "have new contents"
+    notice = (
+        f"{len(done.frozen)} initializers were graph inputs too, so a caller could override them; those that the fold "
+        f"used ({shown}) {what}. --keep-overridable leaves them alone."
+    )
+    return (notice,)

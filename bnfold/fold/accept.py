@@ -1,0 +1,223 @@
+"""Which affine ops go, and what each refusal ran into.
+
+One op after the other is offered to the solver: it goes if its two equations contradict nothing,
+else it stays and is a cut.  A refused offer leaves no trace.  The order matters, and neither
+topological nor reverse is always the better one: both are tried, and each region of the graph (ops
+that share unknowns) gets the order that leaves fewer of its ops.  Ops that only one linear node
+feeds never compete: they became part of it when its ties were stated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bnfold.errors import quoted
+from bnfold.fold.dead import Dead, resolve
+from bnfold.fold.ties import FIXED, OUTPUT, Affine, Ties
+from bnfold.fold.union_find import Conflict
+from bnfold.graph import Node
+
+BOTH, SCALE, SHIFT = "both", "scale", "shift"  # what of an op goes
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an op stays: a stable code, the node in the way, a sentence."""
+
+    code: str
+    obstacle: str | None
+    sentence: str
+
+
+@dataclass
+class Decision:
+    """What became of the affine ops of a scope that no linear node absorbed."""
+
+    accepted: dict[Affine, str] = field(default_factory=dict)  # op -> BOTH, SCALE or SHIFT
+    refused: dict[Affine, Refusal] = field(default_factory=dict)
+    dead: dict[Affine, list[Dead]] = field(default_factory=dict)
+
+
+def accept(ties: Ties) -> Decision:
+    """Decide on all affine ops of the scope; the solver is left in the state of the decision."""
+    ops = ties.affines
+    order: Iterable[Affine] = ops
+    trial = _Run(ties)
+    trial.offer_all(ops)
+    if trial.decision.refused and len(ops) > 1:
+        forward = {op: trial.decision.accepted.get(op) for op in ops}
+        trial.undo()
+        regions = _regions(ties)
+        trial = _Run(ties)
+        trial.offer_all(reversed(ops))
+        backward = {op: trial.decision.accepted.get(op) for op in ops}
+        trial.undo()
+        order = _better_order(ops, regions, forward, backward)
+        trial = _Run(ties)
+        trial.offer_all(order)
+    trial.offer_parts()
+    return trial.decision
+
+
+def _better_order(
+    ops: list[Affine], regions: list[int], forward: dict[Affine, str | None], backward: dict[Affine, str | None]
+) -> list[Affine]:
+    gain: dict[int, int] = {}
+    for op, region in zip(ops, regions, strict=True):
+        gain[region] = gain.get(region, 0) + len(op.nodes) * (
+            (backward[op] is not None) - (forward[op] is not None)
+        )
+    early = [op for op, region in zip(ops, regions, strict=True) if gain[region] <= 0]
+    late = [op for op, region in zip(ops, regions, strict=True) if gain[region] > 0]
+    return early + late[::-1]
+
+
+def _regions(ties: Ties) -> list[int]:
+    """A number for each op; ops share it if a chain of shared, undecided unknowns leads from one to the other."""
+    owner: dict[tuple[str, int], int] = {}
+    group = list(range(len(ties.affines)))
+
+    def top(index: int) -> int:
+        while group[index] != index:
+            group[index] = group[group[index]]
+            index = group[index]
+        return index
+
+    for index, op in enumerate(ties.affines):
+        for name, system in (("scale", ties.scale), ("shift", ties.shift)):
+            for value in (op.source, op.target):
+                roots = np.unique(system.find(np.ravel(getattr(ties.of(value), name)))[0])
+                roots = roots[np.isnan(system.known[roots])]
+                for root in roots.tolist():
+                    first = owner.setdefault((name, root), index)
+                    group[top(index)] = top(first)
+    for shared in ties.sums.linked_roots():
+        owners = [top(owner[("shift", root)]) for root in shared if ("shift", root) in owner]
+        for other in owners[1:]:
+            group[top(other)] = top(owners[0])
+    return [top(index) for index in range(len(ties.affines))]
+
+
+class _Run:
+    """One order of offers, which can be undone as a whole."""
+
+    def __init__(self, ties: Ties) -> None:
+        self.ties = ties
+        self.decision = Decision()
+        self._marks = ties.scale.mark(), ties.shift.mark()
+        self._logs: list[list[tuple[int, tuple[int, ...] | None]]] = []
+
+    def undo(self) -> None:
+        """Leave no trace."""
+        self.ties.scale.rollback(self._marks[0])
+        self.ties.shift.rollback(self._marks[1])
+        for log in reversed(self._logs):
+            self.ties.sums.undo(log)
+
+    def offer_all(self, ops: Iterable[Affine]) -> None:
+        """Offer each op whole."""
+        for op in ops:
+            barred = self.ties.barred.get(op.nodes[0])
+            refusal = Refusal(barred[0], None, barred[1]) if barred else self._offer(op, BOTH)
+            if refusal is None:
+                self.decision.accepted[op] = BOTH
+            else:
+                self.decision.refused[op] = refusal
+
+    def offer_parts(self) -> None:
+        """Where not both can go, the scale alone may (then an Add is left), or the shift (then a Mul is left)."""
+        for op in list(self.decision.refused):
+            if op.nodes[0] in self.ties.barred or (op.a == 0).any() or op.nodes[0].opset < 7:
+                continue
+            if not any(op.absorbs) or not _worth_a_part(op):
+                continue
+            for part in (SCALE, SHIFT):
+                if self._offer(op, part) is None:
+                    self.decision.accepted[op] = part
+                    break
+
+    def _offer(self, op: Affine, part: str) -> Refusal | None:
+        ties = self.ties
+        dead: list[Dead] = []
+        if part == BOTH and (op.a == 0).any():
+            dead, obstacle = resolve(ties, op)
+            if obstacle is not None:
+                count = int((op.a == 0).sum())
+                return Refusal(
+                    "dead-channel", obstacle.name,
+                    f"{count} of its channels are constant (scale 0), which {quoted(obstacle.name)} can't take in",
+                )  # fmt: skip
+        marks = ties.scale.mark(), ties.shift.mark()
+        conflict, system = self._tie(op, part)
+        if conflict is None:
+            conflict, log = ties.sums.propagate()
+            system = "shift"
+            if conflict is None:
+                self._logs.append(log)
+                self.decision.dead[op] = dead
+                return None
+            ties.sums.undo(log)
+        ties.scale.rollback(marks[0])
+        ties.shift.rollback(marks[1])
+        return explain(ties, op, conflict, system)
+
+    def _tie(self, op: Affine, part: str) -> tuple[Conflict | None, str]:
+        """s_x = a * s_y  and  t_y = a * t_x - b, on the live channels."""
+        ties = self.ties
+        held, behind = ties.of(op.source), ties.of(op.target)
+        if part != SHIFT:
+            arrays = np.broadcast_arrays(held.scale, behind.scale, op.a)
+            live = arrays[2] != 0
+            before, after, a = (array[live] for array in arrays)
+            conflict = ties.scale.unite(before, after, a, tag=op.nodes[0].index)
+            if conflict is not None:
+                return conflict, "scale"
+        if part != SCALE:
+            arrays = np.broadcast_arrays(held.shift, behind.shift, op.a, op.b)
+            live = arrays[2] != 0
+            before, after, a, b = (array[live] for array in arrays)
+            conflict = ties.shift.unite(after, before, a, -b, tag=op.nodes[0].index)
+            if conflict is not None:
+                return conflict, "shift"
+        return None, ""
+
+
+def _worth_a_part(op: Affine) -> bool:
+    """A BN becomes one Add or Mul, a chain becomes shorter; a single Mul or Add has no other part."""
+    return len(op.nodes) > 1 or op.nodes[0].op == "BatchNormalization"
+
+
+def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
+    """A refusal in words: what is in the way in front of the op, and behind it."""
+    own = {node.index for node in op.nodes}
+    obstacle = next((ties.node_of(tag) for tag in conflict.tags if tag >= 0 and tag not in own), None)
+    if obstacle is not None:
+        behind = _in_the_way(ties, obstacle, conflict, system)
+    elif OUTPUT in conflict.tags:
+        behind = Refusal("graph-output", None, "what would change is seen outside: an output, or a body that reads it")
+    else:
+        behind = Refusal("fixed", None, "the values around it are fixed")
+    if ties.of(op.source) is not FIXED:
+        return behind
+    producer = op.source.producer
+    if producer is None:
+        sentence = f"its input {quoted(op.source.name)} comes from outside"
+        return Refusal("graph-input", op.source.name, f"{sentence}; behind it {behind.sentence}")
+    code, reason = ties.refused.get(producer, ("fixed-input", f"{producer.op} can't be written in other coordinates"))
+    sentence = f"{producer.op} {quoted(producer.name)} in front of it can't take it in ({reason})"
+    return Refusal(code, producer.name, f"{sentence}; behind it {behind.sentence}")
+
+
+def _in_the_way(ties: Ties, obstacle: Node, conflict: Conflict, system: str) -> Refusal:
+    name = f"{obstacle.op} {quoted(obstacle.name)}"
+    if conflict.kind == "sign":
+        sentence = f"{name} lets only positive scales through, {conflict.count} channels need a negative one"
+        return Refusal("sign", obstacle.name, sentence)
+    if obstacle.op == "BatchNormalization" or any(obstacle in other.nodes for other in ties.affines):
+        return Refusal(f"two-{system}s", obstacle.name, f"{name} already asks for another {system} of the same value")
+    if system == "shift" and any(row.node is obstacle for row in ties.linears):
+        return Refusal("zero-padding", obstacle.name, f"{name} pads with zeros: a shift would be wrong at the border")
+    return Refusal(f"{system}-in-the-way", obstacle.name, f"no such {system} passes {name}")

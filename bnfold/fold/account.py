@@ -1,0 +1,129 @@
+"""Account for every BatchNormalization of a model: what became of it, by which route, or why it stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bnfold.errors import quoted
+from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.ties import Coordinates, Ties
+from bnfold.graph import Graph, Node
+from bnfold.report import Counts, Entry
+
+
+def entries(plans: list[Plan]) -> tuple[Entry, ...]:
+    """One entry for each BN, in the order of the nodes; arithmetic only where it went."""
+    return tuple(
+        entry for plan in plans for _, entry in sorted(_entries(plan), key=lambda indexed: indexed[0])
+    )
+
+
+def _entries(plan: Plan) -> Iterator[tuple[int, Entry]]:
+    told: set[Node] = set()
+    for linear in plan.linears:
+        for node in linear.linear.chain.nodes if linear.linear.chain else ():
+            told.add(node)
+            if not (node.op in ("Add", "Sub") and linear.needs_bias and linear.linear.bias_input is None):
+                yield node.index, _entry(plan, node, "folded", "backward", (linear.linear.node.name,))
+    takers = _takers(plan) if plan.affines else {}
+    for edit in plan.affines:
+        for node in edit.op.nodes:
+            told.add(node)
+            if node.op == "BatchNormalization" or not edit.ops_left:
+                yield node.index, _affine_entry(plan, edit, node, takers)
+    for node in plan.scope.nodes:
+        if node.op == "BatchNormalization" and node not in told:
+            code, sentence = plan.ties.refused.get(node, ("fixed", "nothing is known of its surroundings"))
+            yield node.index, Entry(node.name, node.op, plan.scope.label, "kept", reason=code, sentence=sentence)
+
+
+def _entry(plan: Plan, node: Node, outcome: str, route: str, into: tuple[str, ...], note: str = "") -> Entry:
+    where = ", ".join(quoted(name) for name in into[:3]) + (f" and {len(into) - 3} more" if len(into) > 3 else "")
+    sentence = f"{route} into {where}" if into else "its scale and shift are 1 and 0"
+    return Entry(node.name, node.op, plan.scope.label, outcome, route, into, sentence=sentence + note)
+
+
+def _affine_entry(plan: Plan, edit: AffineEdit, node: Node, takers: dict[tuple[str, int], list[str]]) -> Entry:
+    refusal = plan.decision.refused.get(edit.op)
+    left = edit.ops_left
+    if edit.left in ("same", "all") and refusal is not None:
+        if node.op == "BatchNormalization" and "BatchNormalization" in left:
+            norms = [n for n in edit.op.nodes if n.op == "BatchNormalization"]
+            if node is not norms[0]:
+                return _entry(plan, node, "folded", "backward", (norms[0].name,))
+        return Entry(
+            node.name, node.op, plan.scope.label, "kept", reason=refusal.code, obstacle=refusal.obstacle,
+            sentence=refusal.sentence,
+        )  # fmt: skip
+    source, target = ([_still(part) for part in pair] for pair in (edit.source, edit.target))
+    route = "backward" if all(target) else "forward" if all(source) else "both ways"
+    into: dict[str, None] = {}
+    for value in (edit.op.source, edit.op.target):
+        for key in class_keys(plan.ties, plan.ties.of(value)):
+            into.update(dict.fromkeys(takers.get(key, ())))
+    if not left:
+        return _entry(plan, node, "folded", route, tuple(into))
+    note = f"; an {left[0]} is left: {refusal.sentence}" if refusal else ""
+    return _entry(plan, node, "reduced", route, tuple(into), note)
+
+
+def _still(array: object) -> bool:
+    values = np.asarray(array)
+    return bool((values == 1).all() or (values == 0).all())
+
+
+def _takers(plan: Plan) -> dict[tuple[str, int], list[str]]:
+    """For each class of unknowns the nodes whose parameters changed with it."""
+    takers: dict[tuple[str, int], list[str]] = {}
+
+    def enter(held: Coordinates, name: str) -> None:
+        for key in class_keys(plan.ties, held):
+            names = takers.setdefault(key, [])
+            if name not in names[-1:]:
+                names.append(name)
+
+    for edit in plan.linears:
+        if edit.changes_weight or edit.changes_bias:
+            enter(edit.linear.rows, edit.linear.node.name)
+            enter(edit.linear.columns, edit.linear.node.name)
+    for affine in plan.affines:
+        if affine.left == "all":
+            enter(plan.ties.of(affine.op.source), affine.op.nodes[0].name)
+            enter(plan.ties.of(affine.op.target), affine.op.nodes[0].name)
+    return takers
+
+
+def class_keys(ties: Ties, held: Coordinates) -> set[tuple[str, int]]:
+    """Keys of a value's unknowns and of their classes, but for the identity's."""
+    keys: set[tuple[str, int]] = set()
+    for name, system, ids in (("scale", ties.scale, held.scale), ("shift", ties.shift, held.shift)):
+        flat = np.unique(ids)
+        identity = int(system.find(np.zeros(1, np.int64))[0][0])
+        both = np.concatenate([flat, system.find(flat)[0]])
+        keys.update((name, key) for key in both.tolist() if key not in (0, identity))
+    return keys
+
+
+def counts(graph: Graph, plans: list[Plan]) -> tuple[Counts, Counts]:
+    """Per-channel ops before and after."""
+    norms = sum(node.op == "BatchNormalization" for scope in graph.scopes for node in scope.nodes)
+    arithmetic_before = norms_gone = arithmetic_after = 0
+    for plan in plans:
+        for linear in plan.linears:
+            nodes = linear.linear.chain.nodes if linear.linear.chain else ()
+            norms_gone += sum(node.op == "BatchNormalization" for node in nodes)
+            arithmetic_before += sum(node.op != "BatchNormalization" for node in nodes)
+            arithmetic_after += _makes_add(linear)
+        for edit in plan.affines:
+            before = [node.op for node in edit.op.nodes]
+            after = list(edit.ops_left)
+            norms_gone += before.count("BatchNormalization") - after.count("BatchNormalization")
+            arithmetic_before += len(before) - before.count("BatchNormalization")
+            arithmetic_after += len(after) - after.count("BatchNormalization")
+    return Counts(norms, arithmetic_before), Counts(norms - norms_gone, arithmetic_after)
+
+
+def _makes_add(edit: LinearEdit) -> bool:
+    return edit.linear.bias_input is None and not edit.linear.table and edit.needs_bias

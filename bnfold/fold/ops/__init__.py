@@ -1,0 +1,19 @@
+"""The table of ops: what each one does to coordinates, one declaration an op.
+
+    linear       Conv, ConvTranspose, Gemm, MatMul, embeddings: where scale and shift go
+    recurrent    LSTM, GRU, RNN at their input
+    affine       BatchNormalization; Mul, Add, Sub, Div by constants: what is to go
+    elementwise  Relu and its kin, odd functions
+    pooling      MaxPool, AveragePool, reductions, Resize
+    arithmetic   Add, Mul, Max … of computed values
+    layout       everything that only moves elements about
+
+Ops in none of them fix all that they touch.
+"""
+
+from __future__ import annotations
+
+
+def load() -> None:
+    """Register all rules."""
+    from bnfold.fold.ops import affine, arithmetic, elementwise, layout, linear, pooling, recurrent  # noqa: F401

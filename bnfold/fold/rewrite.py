@@ -1,0 +1,322 @@
+"""Carry out a plan: new parameters, ops removed, names kept.
+
+Nothing is decided here.  Parameters first (`_Store`), then every edit of nodes and names, then what
+nobody reads any more is swept out.  A name goes on meaning what it meant wherever a tensor with that
+meaning is left: the output of Conv + BN bears the BN's name, not the Conv's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from onnx import FunctionProto, TensorProto, helper
+
+from bnfold.constants import Array
+from bnfold.fold.ops.affine import epsilon_of
+from bnfold.fold.parameters import new_bias, shifted, spread, stored, unit_roundoff, weight_blocks
+from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.union_find import Floats
+from bnfold.fold.wiring import Wiring, freeze, read_names, sweep
+from bnfold.graph import Graph, Node, Scope, Value
+from bnfold.weights import Weights
+
+CONTENT = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """A new parameter: where it is, which edit made it, and what it was made of."""
+
+    tensor: TensorProto
+    node: Node
+    edit: LinearEdit | AffineEdit
+    role: str  # weight, bias, constant, scale, mean …
+    source: Array | None
+    noise: Any  # rounding noise of the rows' outputs that the weights are not to be blamed for
+
+
+@dataclass(eq=False)
+class _Request:
+    """A parameter that an input of a node asks for."""
+
+    node: Node
+    index: int
+    edit: LinearEdit | AffineEdit
+    role: str
+    source: Value | None  # the constant that stood there
+    key: bytes  # equal keys of one source: equal content
+    dims: tuple[int, ...]
+    content: Array | Callable[[], Any]  # an array, or a maker of blocks
+    dtype: Any
+    wanted: str  # name where no name can be kept
+    old: Array | None = None  # content of `source`
+    noise: Any = 0.0
+
+
+@dataclass
+class Rewrite:
+    """What a rewrite did, for proofs and reports."""
+
+    rewritten: list[Rewritten] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)  # initializers that could be fed and now can't
+
+
+def rewrite(graph: Graph, weights: Weights, plans: list[Plan]) -> Rewrite:
+    """Edit the model in place.
+
+    Raises:
+        Unrepresentable: a result that the stored type can't hold; the model may be half edited then, and the
+            caller starts again from a fresh copy.
+    """
+    result = Rewrite()
+    requests: list[_Request] = []
+    before = read_names(graph)
+    for plan in plans:
+        requests += [r for edit in plan.linears for r in _linear_requests(plan, edit)]
+        requests += [r for edit in plan.affines for r in _affine_requests(plan, edit)]
+    store = _Store(graph, weights, result)
+    store.place(requests)
+    for plan in plans:
+        Wiring(graph, plan, store.created).run()
+    sweep(graph, before)
+    result.frozen.extend(freeze(graph, plans))
+    return result
+
+
+# -- parameters -------------------------------------------------------------------------------------
+
+
+def _linear_requests(plan: Plan, edit: LinearEdit) -> Iterable[_Request]:
+    linear, node = edit.linear, edit.linear.node
+    weight = plan.ties.array(linear.weight)
+    assert weight is not None
+    index = next(k for k, value in enumerate(node.inputs) if value is linear.weight)
+    bias = None
+    if not linear.table and edit.changes_bias:
+        has_one = linear.bias_input is not None and node.input(linear.bias_input) is not None
+        bias = _bias_request(plan, edit, weight) if has_one or edit.needs_bias else None
+    if edit.changes_weight or (linear.table and edit.changes_bias):
+        shift = (edit.b + edit.shift).tobytes() if linear.table else b""
+        key = b"".join(
+            (edit.factor.tobytes(), edit.column_scale.tobytes(), edit.dead_columns.tobytes(), shift,
+             repr((linear.view, linear.row_axes)).encode())
+        )  # fmt: skip
+        # What is added to a row's output is rounded too, so that a weight far below it needs no more digits.
+        noise = unit_roundoff(weight.dtype) * spread(linear, _added(edit, bias), linear.row_axes)
+        yield _Request(
+            node, index, edit, "weight", linear.weight, key, weight.shape, weight_blocks(edit, weight, noise),
+            weight.dtype, linear.weight.name, weight, noise,
+        )  # fmt: skip
+    if bias is not None:
+        yield bias
+
+
+def _bias_noise(edit: LinearEdit, weight: Array, dtype: Any) -> Any:
+    """Rounding noise of each row's output: a last digit of its weights, times an input of size one."""
+    if edit.linear.row_shape == ():
+        return unit_roundoff(dtype)
+    linear = edit.linear
+    others = tuple(axis for axis in range(len(linear.view)) if axis not in linear.row_axes)
+    largest = np.abs(weight.reshape(linear.view)).max(axis=others).astype(np.float64).ravel()
+    noise = unit_roundoff(dtype) * largest * np.abs(edit.factor)
+    return noise.reshape(linear.row_shape) if linear.bias_input is None else noise
+
+
+def _added(edit: LinearEdit, bias: _Request | None) -> Floats:
+    """Size of what each row adds, 0 where nothing is known of it."""
+    count = edit.scale.size
+    if bias is None or callable(bias.content) or edit.linear.row_shape == ():
+        return np.zeros(count)
+    content = np.abs(np.asarray(bias.content, np.float64))
+    return content.reshape(-1, count).max(axis=0) if content.size % count == 0 else np.zeros(count)
+
+
+def _bias_request(plan: Plan, edit: LinearEdit, weight: Array) -> _Request:
+    linear, node = edit.linear, edit.linear.node
+    value = None if linear.bias_input is None else node.input(linear.bias_input)
+    bias = plan.ties.array(value)
+    if node.op in ("LSTM", "GRU", "RNN"):
+        exact = np.zeros((linear.view[0], 2 * linear.view[1])) if bias is None else np.array(bias, np.float64)
+        exact[:, : linear.view[1]] -= shifted(edit, weight).reshape(linear.view[:2])
+    else:
+        exact = new_bias(edit, weight, bias)
+        if linear.bias_input is None:
+            exact = exact.reshape(linear.row_shape)
+    dtype = weight.dtype if bias is None else bias.dtype
+    content = stored(exact, dtype, node, lambda: _bias_noise(edit, weight, dtype))
+    wanted = linear.weight.name
+    wanted = wanted[: -len(".weight")] + ".bias" if wanted.endswith(".weight") else f"{wanted}_bias"
+    return _Request(
+        node, -1 if linear.bias_input is None else linear.bias_input, edit, "bias", value, content.tobytes(),
+        content.shape, content, dtype, value.name if value is not None else wanted,
+    )  # fmt: skip
+
+
+def _affine_requests(plan: Plan, edit: AffineEdit) -> Iterable[_Request]:
+    """Parameters of what is left of an affine op: one BN, or Mul and Add."""
+    if edit.left in ("", "same"):
+        return
+    norm = next((node for node in edit.op.nodes if node.op == "BatchNormalization"), None)
+    if edit.left == "all" and norm is not None:
+        yield from _norm_requests(plan, edit, norm)
+        return
+    for role in edit.ops_left:
+        exact = edit.a if role == "Mul" else edit.b  # also of b - x
+        node = edit.op.nodes[-1]
+        dtype = _type_of(plan, edit)
+        content = stored(exact, dtype, node, partial(_largest, edit.b, dtype))
+        ops = (role, {"Mul": "Div", "Add": "Sub"}.get(role))
+        name = next((n.name for n in edit.op.nodes if n.op in ops), node.name)
+        yield _Request(node, -1, edit, role, None, content.tobytes(), content.shape, content, dtype, f"{name}.{role}")
+
+
+def _norm_requests(plan: Plan, edit: AffineEdit, norm: Node) -> Iterable[_Request]:
+    """A BN that stays: its variance does too, y' = gamma' (x' - mean') / sqrt(var + eps) + beta'."""
+    arrays = [plan.ties.array(norm.input(k)) for k in range(1, 5)]
+    gamma, _, mean, variance = (np.asarray(array, np.float64) for array in arrays)
+    shape = gamma.shape
+
+    def channels(values: Floats) -> Floats:
+        # Along other axes the ties have made them even.
+        rank = edit.op.a.ndim
+        values = values.reshape((1,) * (rank - values.ndim) + values.shape[max(values.ndim - rank, 0) :])
+        one = slice(0, 1)
+        values = values[tuple(slice(None) if 0 < axis <= len(shape) else one for axis in range(rank))]
+        return np.broadcast_to(values, (1, *shape, *(1,) * (rank - 1 - len(shape)))).reshape(shape)
+
+    a, b = channels(edit.a), channels(edit.b)
+    scale, shift = (channels(part) for part in edit.source)
+    new_mean = scale * (mean + shift)
+    contents = {
+        1: ("scale", a * np.sqrt(variance + epsilon_of(norm))),
+        2: ("bias", b + a * new_mean),
+        3: ("mean", new_mean),
+    }
+    last = edit.op.nodes[-1]
+    for index, (role, exact) in contents.items():
+        old, value = arrays[index - 1], norm.input(index)
+        assert old is not None
+        assert value is not None
+        if np.array_equal(exact, np.asarray(old, np.float64)) and last is norm:
+            continue
+        content = stored(exact, old.dtype, norm, partial(_largest, exact, old.dtype))
+        yield _Request(last, index, edit, role, value, content.tobytes(), shape, content, old.dtype, value.name)
+
+
+def _largest(exact: Floats, dtype: Any) -> float:
+    return unit_roundoff(dtype) * float(np.abs(exact).max())
+
+
+def _type_of(plan: Plan, edit: AffineEdit) -> Any:
+    """The element type of the op's input; its own constants have it too, except beside a mixed-precision BN."""
+    element_type = 0
+    if any(node.op == "BatchNormalization" for node in edit.op.nodes):
+        element_type = plan.ties.shapes.element_type(plan.scope, edit.op.source)
+    if element_type:
+        return helper.tensor_dtype_to_np_dtype(element_type)
+    arrays = (plan.ties.array(value) for node in edit.op.nodes for value in node.inputs[:2])
+    return next(array.dtype for array in arrays if array is not None)
+
+
+class _Store:
+    """Puts new parameters where the old ones were, or beside them."""
+
+    def __init__(self, graph: Graph, weights: Weights, result: Rewrite) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._result = result
+        self.created: dict[tuple[LinearEdit | AffineEdit, str], str] = {}
+        self._home = {value: scope for scope in graph.scopes for value in scope.values.values()}
+
+    def place(self, requests: list[_Request]) -> None:
+        """Give every request a tensor; equal requests share one."""
+        by_source: dict[Value | str, list[_Request]] = {}
+        for request in requests:
+            source = request.source
+            while source is not None and source.outer is not None:
+                source = source.outer
+            home = request.node.scope.label
+            by_source.setdefault(source if source is not None else f"{home}//{request.wanted}", []).append(request)
+        for key, group in by_source.items():
+            groups: dict[bytes, list[_Request]] = {}
+            for request in group:
+                groups.setdefault(request.role.encode() + request.key, []).append(request)
+            old = key if isinstance(key, Value) else None
+            for same in groups.values():
+                self._put(old, same, only=len(groups) == 1)
+
+    def _put(self, old: Value | None, same: list[_Request], only: bool) -> None:
+        """One tensor for equal requests: in place of the old one if nobody else reads it."""
+        first = same[0]
+        asked = {(request.node, request.index) for request in same}
+        holder = None if old is None else self._holder(old)
+        alone = only and old is not None and not (old.captured or old.is_output) and set(old.readers()) == asked
+        if alone and old is not None and holder is not None and not self._listed_as_input(old):
+            self._fill(holder, first)
+            name = old.name
+        else:
+            scope = self._home.get(old, first.node.scope) if old is not None else first.node.scope
+            name = self._graph.unique_name(first.wanted)
+            self._create(scope, name, first)
+        for request in same:
+            self._hand_out(request, name)
+
+    def _hand_out(self, request: _Request, name: str) -> None:
+        inputs = request.node.proto.input
+        if request.index < 0:  # of an Add or Mul that is yet to be made
+            self.created[request.edit, request.role] = name
+            return
+        while len(inputs) <= request.index:
+            inputs.append("")
+        inputs[request.index] = name
+        if request.role == "bias" and request.node.op == "Gemm":
+            for position, attribute in enumerate(request.node.proto.attribute):
+                if attribute.name == "beta":  # the new C is all that is added
+                    del request.node.proto.attribute[position]
+                    break
+
+    def _holder(self, value: Value) -> TensorProto | None:
+        """The tensor that stores a constant itself (not an expression of it)."""
+        if value.tensor is not None:
+            return value.tensor
+        if value.producer is not None and value.producer.op == "Constant":
+            return next((a.t for a in value.producer.proto.attribute if a.name == "value"), None)
+        return None
+
+    def _listed_as_input(self, value: Value) -> bool:
+        """Before IR 4 every initializer is an input: new content gets a new name, so that feeding the old one fails."""
+        return value.is_input and self._graph.model.ir_version < 4
+
+    def _create(self, scope: Scope, name: str, request: _Request) -> None:
+        if isinstance(scope.proto, FunctionProto):  # functions have no initializers
+            node = helper.make_node("Constant", [], [name], value=TensorProto())
+            scope.proto.node.insert(0, node)
+            tensor = scope.proto.node[0].attribute[0].t
+        else:
+            tensor = scope.proto.initializer.add()
+            if scope.parent is None and self._graph.model.ir_version < 4:  # then every initializer is an input too
+                scope.proto.input.append(
+                    helper.make_tensor_value_info(
+                        name, helper.np_dtype_to_tensor_dtype(np.dtype(request.dtype)), request.dims
+                    )
+                )
+        tensor.name = name
+        self._fill(tensor, request)
+
+    def _fill(self, tensor: TensorProto, request: _Request) -> None:
+        del tensor.dims[:]
+        tensor.dims.extend(request.dims)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(np.dtype(request.dtype))
+        if callable(request.content):
+            self._weights.defer(tensor, request.content)
+        else:
+            for name in CONTENT:
+                tensor.ClearField(name)
+            tensor.raw_data = np.ascontiguousarray(request.content).tobytes()
+        self._result.rewritten.append(
+            Rewritten(tensor, request.node, request.edit, request.role, request.old, request.noise)
+        )

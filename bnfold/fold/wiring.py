@@ -1,0 +1,276 @@
+"""Take removed ops out of the graph and connect what is left, then sweep out what nobody reads.
+
+Where y = BN(x) is removed, the stored x' is the stored y'.  It bears y's name where y has to be seen
+(an output), or where y is stored as it was and x is not; else x's.  So names keep their meaning.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from onnx import GraphProto, NodeProto, helper
+
+from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.graph import Container, Graph, Node, Scope, Value, remove_nodes
+
+Created = Mapping[tuple[LinearEdit | AffineEdit, str], str]
+
+
+class Wiring:
+    """The edits of nodes and names of one scope."""
+
+    def __init__(self, graph: Graph, plan: Plan, created: Created) -> None:
+        self._graph = graph
+        self._plan = plan
+        self._created = created
+        self._same: dict[Value, Value] = {}  # removed value -> the value that is stored in its place
+        self._name: dict[Value, str] = {}  # new names
+        self._gone: list[Node] = []
+        self._added: list[tuple[Node, NodeProto]] = []  # (behind which node, what)
+
+    def run(self) -> None:
+        """Edit the scope's proto."""
+        for edit in self._plan.linears:
+            self._linear(edit)
+        for affine in self._plan.affines:  # in topological order
+            self._affine(affine)
+        self._rename()
+        gone = set(self._gone)
+        self._insert()
+        remove_nodes(self._plan.scope, gone)
+
+    # -- linear nodes and the chain they absorbed -------------------------------------------------
+
+    def _linear(self, edit: LinearEdit) -> None:
+        linear, chain = edit.linear, edit.linear.chain
+        bias = self._created.get((edit, "bias"))
+        target = chain.target if chain else linear.output
+        inner = [linear.output, *(node.output() for node in chain.nodes[:-1])] if chain else []
+        for value in inner:  # readers of its shape
+            if value is not None:
+                self._same[value] = target
+        if bias is None:
+            if chain is not None:
+                self._gone += chain.nodes
+                self._name[target] = target.name
+                _set_output(linear.node.proto, linear.output.name, target.name)
+            return
+        # y = MatMul(x) becomes y = Add(MatMul(x), bias); what is in between has a name of its own
+        between = self._graph.unique_name(f"{target.name}_no_bias")
+        _set_output(linear.node.proto, linear.output.name, between)
+        if chain is None:
+            self._add_behind(linear.node, "Add", [between, bias], target.name)
+        else:
+            self._gone += chain.nodes[:-1]
+            _become(chain.nodes[-1].proto, "Add", [between, bias])
+
+    # -- affine ops between ------------------------------------------------------------------------
+
+    def _affine(self, edit: AffineEdit) -> None:
+        op = edit.op
+        if edit.left == "same":
+            return
+        inner = [value for value in (node.output() for node in op.nodes[:-1]) if value is not None]
+        ops = edit.ops_left
+        if not ops:
+            for value in inner:
+                self._same[value] = op.source
+            self._remove(edit)
+            return
+        for value in inner[: len(op.nodes) - len(ops)]:  # readers of its shape
+            self._same[value] = op.source
+        self._gone += op.nodes[: -len(ops)]
+        kept = op.nodes[-len(ops) :]
+        if ops == ("BatchNormalization",):
+            norm = next(node for node in op.nodes if node.op == "BatchNormalization")
+            last = kept[0].proto
+            if kept[0] is norm:
+                last.input[0] = op.source.name
+            else:  # scale, bias and mean have been put at the last node; the variance stays
+                parameters, attributes = [*last.input[1:4], norm.proto.input[4]], list(norm.proto.attribute)
+                _become(last, "BatchNormalization", [op.source.name, *parameters])
+                last.attribute.extend(attributes)
+            self._reads(kept[0], 0, op.source)
+            return
+        name = op.source.name
+        for node, role in zip(kept, ops, strict=True):
+            place = 1 if role == "Sub" else 0  # b - x
+            inputs = [self._created[edit, role]]
+            inputs.insert(place, name)
+            _become(node.proto, role, inputs)
+            if node is kept[0]:
+                self._reads(node, place, op.source)
+            if node is not kept[-1]:  # an inner value that is not what it was
+                node.proto.output[0] = self._graph.unique_name(f"{op.target.name}_scaled")
+            name = node.proto.output[0]
+
+    def _remove(self, edit: AffineEdit) -> None:
+        op = edit.op
+        stored = self._resolve(op.source)
+        target = op.target
+        must_show = target.is_output or target.captured
+        free = stored.is_private and stored.producer is not None and stored not in self._name
+        if must_show and not free:
+            # Both names are seen: the same content under two of them.
+            _become(op.nodes[-1].proto, "Identity", [op.source.name])
+            self._gone += op.nodes[:-1]
+            self._reads(op.nodes[-1], 0, op.source)
+            return
+        self._gone += op.nodes
+        self._same[target] = stored
+        if free and (must_show or (_is_identity(edit.target) and not _is_identity(edit.source))):
+            self._name[stored] = target.name
+
+    def _resolve(self, value: Value) -> Value:
+        while value in self._same:
+            value = self._same[value]
+        return value
+
+    def _reads(self, node: Node, index: int, value: Value) -> None:
+        """Note that a rebuilt node reads a value now (its name may still change)."""
+        value.users.append((node, index))
+
+    # -- carrying out --------------------------------------------------------------------------------
+
+    def _add_behind(self, anchor: Node, op: str, inputs: list[str], output: str) -> None:
+        name = f"{anchor.proto.name}_{op}" if anchor.proto.name else ""
+        self._added.append((anchor, helper.make_node(op, inputs, [output], name)))
+
+    def _rename(self) -> None:
+        """Give values their final names, wherever they are read and written."""
+        gone = set(self._gone)
+        for value, name in self._name.items():
+            if value.producer is not None and name != value.name and value.producer not in gone:
+                _set_output(value.producer.proto, value.name, name)
+        readers = set(self._same) | set(self._name)
+        for value in readers:
+            stored = self._resolve(value)
+            name = self._name.get(stored, stored.name)
+            for node, index in value.users:
+                if node not in gone and index < len(node.proto.input) and node.proto.input[index] == value.name:
+                    node.proto.input[index] = name
+
+    def _insert(self) -> None:
+        """New nodes, each right behind its anchor."""
+        if not self._added:
+            return
+        behind = {id(anchor.proto): proto for anchor, proto in self._added}
+        entries = self._plan.scope.proto.node
+        for index in range(len(entries) - 1, -1, -1):
+            if id(entries[index]) in behind:
+                entries.insert(index + 1, behind[id(entries[index])])
+
+
+def _become(proto: NodeProto, op: str, inputs: list[str]) -> None:
+    """Turn a node into another op, in its place and under its name."""
+    proto.op_type = op
+    proto.domain = ""
+    del proto.attribute[:]
+    del proto.output[1:]
+    del proto.input[:]
+    proto.input.extend(inputs)
+
+
+def _set_output(proto: NodeProto, old: str, new: str) -> None:
+    for index, name in enumerate(proto.output):
+        if name == old:
+            proto.output[index] = new
+
+
+def _is_identity(coordinates: tuple[object, object]) -> bool:
+    scale, shift = coordinates
+    return bool((scale == 1).all() and (shift == 0).all())  # type: ignore[attr-defined]
+
+
+# -- sweeping ---------------------------------------------------------------------------------------
+
+
+def read_names(graph: Graph) -> Counter[str]:
+    """How often each name is read, over all scopes."""
+    return Counter(name for scope in graph.scopes for name in _reads_of(scope.proto))
+
+
+def _reads_of(proto: Container) -> Iterator[str]:
+    for node in proto.node:
+        yield from node.input
+    if isinstance(proto, GraphProto):
+        yield from (info.name for info in proto.output)
+    else:
+        yield from proto.output
+
+
+def sweep(graph: Graph, before: Counter[str]) -> None:
+    """Remove nodes and initializers that were read before and are not now; and value_info without a value."""
+    counts = read_names(graph)
+    lost = {name for name in before if name and not counts[name]}
+    while lost:
+        dropped: list[str] = []
+        for scope in graph.scopes:
+            doomed = [
+                node
+                for node in scope.nodes
+                if any(name in lost for name in node.proto.output)
+                and not any(counts[name] for name in node.proto.output if name)
+                and not node.bodies
+            ]
+            for node in doomed:
+                dropped += [name for name in node.proto.input if name]
+            remove_nodes(scope, doomed)
+        counts.subtract(dropped)
+        newly = {name for name in dropped if counts[name] <= 0}
+        _drop_initializers(graph, lost | newly, counts)
+        lost = newly
+    _drop_value_info(graph)
+
+
+def _drop_initializers(graph: Graph, names: Iterable[str], counts: Counter[str]) -> None:
+    gone = {name for name in names if counts[name] <= 0}
+    for scope in graph.scopes:
+        if not isinstance(scope.proto, GraphProto):
+            continue
+        entries = scope.proto.initializer
+        for index in range(len(entries) - 1, -1, -1):
+            if entries[index].name in gone:
+                if entries[index].name in scope.overridable:
+                    _drop_input(scope, entries[index].name)
+                del entries[index]
+
+
+def _drop_input(scope: Scope, name: str) -> None:
+    for index, info in enumerate(scope.proto.input):
+        if info.name == name:
+            del scope.proto.input[index]
+            return
+
+
+def _drop_value_info(graph: Graph) -> None:
+    for scope in graph.scopes:
+        if not isinstance(scope.proto, GraphProto) or not scope.proto.value_info:
+            continue
+        held = {name for node in scope.proto.node for name in node.output}
+        held.update(tensor.name for tensor in scope.proto.initializer)
+        held.update(info.name for info in scope.proto.input)
+        entries = scope.proto.value_info
+        for index in range(len(entries) - 1, -1, -1):
+            if entries[index].name not in held:
+                del entries[index]
+
+
+def freeze(graph: Graph, plans: list[Plan]) -> list[str]:
+    """Take initializers that a fold used or changed out of the inputs, so that feeding them later fails loudly."""
+    used: set[str] = set()
+    for plan in plans:
+        for edit in plan.linears:
+            if edit.changes_weight or edit.changes_bias:
+                nodes = [edit.linear.node, *(edit.linear.chain.nodes if edit.linear.chain else ())]
+                used.update(value.name for node in nodes for value in node.inputs if value is not None)
+        for affine in plan.affines:
+            if affine.left != "same":
+                used.update(value.name for node in affine.op.nodes for value in node.inputs if value is not None)
+    main = graph.main
+    frozen = sorted(main.overridable & used)
+    if graph.model.ir_version >= 4:
+        for name in frozen:
+            _drop_input(main, name)
+    return frozen

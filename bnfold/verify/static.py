@@ -1,0 +1,132 @@
+"""The static proof: every new parameter is recomputed in float64 from the original ones.
+
+What is stored must be within one unit in the last place of its type of the exact result, finite, and
+not flushed to zero where that is more than the channel's rounding noise.  This needs no data and
+covers what no test input may reach.  The exact result is composed here from the parameters of the
+absorbed ops, one after the other, and not taken from the plan's products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from bnfold.constants import Array
+from bnfold.errors import NotEquivalentError, quoted
+from bnfold.fold.parameters import clip, finfo, parts, row_noise, spread
+from bnfold.fold.plan import LinearEdit, rows_of
+from bnfold.fold.rewrite import Rewrite, Rewritten
+from bnfold.fold.union_find import Floats
+from bnfold.weights import Weights
+
+# Bytes of weights after which pages of mapped files are let go.
+RELEASE = 16 << 20
+
+
+@dataclass(frozen=True)
+class StaticProof:
+    """What the static proof found.
+
+    tensors: how many were checked; worst_ulp: the largest deviation, in units in the last place.
+    """
+
+    tensors: int
+    values: int
+    worst_ulp: float
+
+
+def prove(done: Rewrite, weights: Weights) -> StaticProof:
+    """Check every rewritten weight of linear nodes, and that every other new parameter is finite.
+
+    Raises:
+        NotEquivalentError: a stored value is not the exact one, rounded.
+        Unrepresentable: a value that the stored type can't hold (met while it is made).
+    """
+    values, worst, held = 0, 0.0, 0
+    for item in done.rewritten:
+        if item.role == "weight" and isinstance(item.edit, LinearEdit):
+            worst = max(worst, _check_weight(item, weights))
+        elif not np.isfinite(np.asarray(weights.read(item.tensor), np.float64)).all():
+            raise NotEquivalentError("is not finite", where=f"tensor {quoted(item.tensor.name)}")
+        values += int(np.prod(item.tensor.dims, dtype=np.int64))
+        held += weights.nbytes(item.tensor)
+        if held > RELEASE:  # pages of mapped files would pile up
+            held = 0
+            for file in weights.files():
+                file.forget(0, len(file.view))
+    return StaticProof(len(done.rewritten), values, worst)
+
+
+def _check_weight(item: Rewritten, weights: Weights) -> float:
+    """Compare a stored weight with the exact one, part by part; returns the worst deviation in ulps."""
+    edit, old = item.edit, item.source
+    assert isinstance(edit, LinearEdit)
+    assert old is not None
+    linear = edit.linear
+    viewed = old.reshape(linear.view)
+    rows, extra = (spread(linear, vector, linear.row_axes) for vector in _exact_rows(edit))
+    columns = np.ones(1)
+    if linear.column_axes:
+        columns = spread(linear, edit.column_scale, linear.column_axes)
+    alive = np.ones(edit.column_scale.size)
+    alive[edit.dead_columns] = 0
+    alive = spread(linear, alive, linear.column_axes)
+    worst = 0.0
+    for part, block in zip(parts(linear.view), _stored_parts(item, weights), strict=True):
+        exact = viewed[part].astype(np.float64)
+        exact *= rows[clip(part, rows)]
+        if linear.column_axes and (edit.column_scale != 1).any():
+            exact /= columns[clip(part, columns)]
+        if edit.dead_columns.size:
+            exact *= alive[clip(part, alive)]
+        if linear.table:
+            exact += extra[clip(part, extra)]
+        noise = partial(row_noise, edit, exact, old.dtype, item.noise, part)
+        worst = max(worst, _worst_ulp(block.reshape(exact.shape), exact, noise, item))
+    return worst
+
+
+def _exact_rows(edit: LinearEdit) -> tuple[Floats, Floats]:
+    """What each row is multiplied by, and what is added to it: the absorbed ops one after the other."""
+    gain, offset = np.array(edit.scale), np.zeros(edit.scale.size)
+    for a, b in edit.linear.chain.steps if edit.linear.chain else ():
+        gain = gain * rows_of(edit.linear, a)
+        offset = offset * rows_of(edit.linear, a) + rows_of(edit.linear, b)
+    gain[edit.dead_rows] = 0.0
+    return gain, edit.scale * (offset + edit.shift)
+
+
+def _stored_parts(item: Rewritten, weights: Weights) -> Iterator[Array]:
+    """The stored weight in the parts that `parts` cuts."""
+    source = weights.source(item.tensor)
+    assert item.source is not None
+    if source is None:
+        whole = weights.read(item.tensor)
+        assert isinstance(item.edit, LinearEdit)
+        view = item.edit.linear.view
+        yield from (whole.reshape(view)[part] for part in parts(view))
+        return
+    for block in source.blocks():
+        yield np.frombuffer(block, np.uint8).view(item.source.dtype)
+
+
+def _worst_ulp(stored: Array, exact: Floats, noise: Callable[[], Floats], item: Rewritten) -> float:
+    """How far stored values are from the exact ones, in units of their last place; 0.5 is what rounding costs."""
+    with np.errstate(over="ignore", under="ignore"):
+        differs = stored != exact.astype(stored.dtype)
+    if not differs.any():
+        return 0.5
+    limits = finfo(stored.dtype)
+    error, size = np.abs(stored.astype(np.float64) - exact), np.abs(exact)
+    small = size < limits.smallest_normal  # flushed, or stored with fewer digits
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worst = float(np.where(small, 0.0, error / size).max()) / limits.eps
+    if not worst <= 1 or (small & (error > noise())).any():
+        raise NotEquivalentError(
+            f"a stored value is {worst:.3g} units in the last place from the exact one; please report this",
+            where=f"tensor {quoted(item.tensor.name)}",
+        )
+    return max(worst, 0.5)

@@ -1,0 +1,304 @@
+"""How results look: rows of a label and a text, and one table.
+
+Texts hold names from files that nobody vouches for, so all that is shown goes through `clean`.
+rich is for terminals (wrapping, bold, NO_COLOR); a pipe gets plain lines and doesn't wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from bnfold.errors import quoted
+
+if TYPE_CHECKING:
+    from bnfold import Entry, FoldResult, Inspection
+    from bnfold.inspection import BatchNorm, Neighbour, Port
+
+Row = tuple[str, str]
+LABEL_WIDTH = 9
+
+PER_CHANNEL = "that only scale and shift channels (BN; Mul, Add, Sub, Div by constants)"
+
+USUAL_EPSILON = 1e-5
+
+# What an account shows without -v: reasons, names for each, notices. It is 20 lines at most then, whatever the model.
+REASONS, NAMES, NOTICES = 3, 3, 3
+# Inputs, and outputs, that inspect shows.
+PORTS = 8
+
+
+def clean(text: str) -> str:
+    r"""A text that can't steer a terminal, nor take more than its line: control characters are escaped.
+
+    >>> clean("a\x1b[31m\nb")
+    'a\\x1b[31m\\nb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def size(nbytes: int) -> str:
+    """A number of bytes for people.
+
+    >>> size(285245), size(87_000_000), size(999)
+    ('285 kB', '87.0 MB', '999 bytes')
+    """
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:.1f} {name}"
+    return f"{nbytes / 1000:.0f} kB" if nbytes >= 1000 else f"{nbytes} bytes"
+
+
+def as_json(data: dict[str, Any]) -> None:
+    """Print plain data as JSON; numbers that JSON doesn't have become null."""
+    import json
+
+    print(json.dumps(_finite(data), indent=2))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and data - data != 0 else data
+
+
+@contextmanager
+def progress(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Show on stderr what is going on: with -v as lines, in a terminal as one line that goes again."""
+    transient = not verbose and not quiet and _is_terminal(sys.stderr)
+    if not (verbose or transient):
+        yield
+        return
+    log, handler = logging.getLogger("bnfold"), _Progress(transient)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.finish()
+
+
+class _Progress(logging.Handler):
+    def __init__(self, transient: bool) -> None:
+        super().__init__()
+        self._transient = transient
+        self._start = time.perf_counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = clean(record.getMessage())
+        if self._transient:
+            print(f"\r\x1b[K{text} …", end="", file=sys.stderr, flush=True)
+        else:
+            print(f"bnfold: {time.perf_counter() - self._start:.2f} s: {text}", file=sys.stderr)
+
+    def finish(self) -> None:
+        """Clear the line."""
+        if self._transient:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+# -- fold -------------------------------------------------------------------------------------------
+
+
+def folded(
+    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, verbose: bool, needs_force: bool
+) -> None:
+    """Print the account of a fold; `files` is empty if nothing was written."""
+    rows = list(_counts(result))
+    rows += _checks(result)
+    if verbose:
+        rows += [(entry.outcome, _entry(entry)) for entry in result.report.entries]
+    else:
+        rows += _kept(result.kept)
+    notices = result.notices if verbose or len(result.notices) <= NOTICES else result.notices[:NOTICES]
+    rows += [("notice", notice) for notice in notices]
+    if len(notices) < len(result.notices):
+        rows.append(("", f"and {len(result.notices) - len(notices)} more; -v shows all"))
+    if files:
+        rows.append(("wrote", ", ".join(f"{file} ({size(file.stat().st_size)})" for file in files)))
+    else:
+        exists = " (exists: that will take --force)" if needs_force and target.exists() else ""
+        rows.append(("dry run", f"nothing was written; it would be {target}{exists}"))
+    _show([("read", f"{model} ({size(model.stat().st_size)})"), *rows])
+
+
+def _counts(result: FoldResult) -> Iterator[Row]:
+    report = result.report
+    reduced = sum(entry.outcome == "reduced" for entry in report.folded)
+    note = f", {reduced} of them to an Add or a Mul" if reduced else ""
+    yield "BN", _change(report.before.batch_norms, report.after.batch_norms) + note
+    yield "ops", f"{_change(report.before.per_channel_ops, report.after.per_channel_ops)} {PER_CHANNEL}"
+    yield "nodes", _change(report.nodes_before, report.nodes_after)
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before} → {after}" if before else "none"
+
+
+def _checks(result: FoldResult) -> Iterator[Row]:
+    proof, found = result.verification.static, result.verification.relation
+    if proof.tensors:
+        ulp = f"{proof.worst_ulp:.2g} ulp of the exact result (float64)"
+        yield "proof", f"{_plural(proof.tensors, 'new tensor')}, each within {ulp}"
+    else:
+        yield "proof", "no tensor was changed"
+    if found is None:
+        yield "check", f"not made: {result.verification.skipped}"
+    else:
+        noise = f"worst {found.worst:.2g} × the model's own rounding noise (limit {found.limit:g})"
+        yield "check", f"{_plural(found.values, 'value')} obey v' = s(v + t); {noise}"
+
+
+def _kept(entries: Sequence[Entry]) -> Iterator[Row]:
+    """What stays, by reason, the most frequent first."""
+    reasons: dict[str, list[Entry]] = {}
+    for entry in entries:
+        reasons.setdefault(entry.reason, []).append(entry)
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    for code, group in ordered[:REASONS]:
+        names = ", ".join(_name(entry) for entry in group[:NAMES])
+        more = f" and {len(group) - NAMES} more" if len(group) > NAMES else ""
+        yield "kept", f"{len(group)} {code}: {names}{more}"
+        example = "e.g. " if len({entry.sentence for entry in group}) > 1 else ""
+        yield "", f"{example}{group[0].sentence}"
+    if rest := sum(len(group) for _, group in ordered[REASONS:]):
+        yield "kept", f"{rest} for other reasons: {', '.join(code for code, _ in ordered[REASONS:])}; -v shows all"
+
+
+def _entry(entry: Entry) -> str:
+    code = f"{entry.reason}: " if entry.outcome == "kept" else ""
+    op = "" if entry.op == "BatchNormalization" else f"{entry.op} "
+    return f"{op}{_name(entry)}  {code}{entry.sentence}"
+
+
+def _name(of: Entry | BatchNorm) -> str:
+    return f"{quoted(of.name)} in {quoted(of.scope)}" if of.scope else quoted(of.name)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count != 1 else "")
+
+
+# -- inspect ----------------------------------------------------------------------------------------
+
+
+def inspected(found: Inspection) -> None:
+    """Print what was found in a model."""
+    facts = found.facts
+    opsets = ", ".join(f"{quoted(domain) if domain else 'opset'} {number}" for domain, number in facts.opsets.items())
+    where = [f"{facts.file} ({size(facts.file_bytes)})"] if facts.file and facts.file_bytes is not None else []
+    where += [f"{quoted(name)} ({size(nbytes)})" for name, nbytes in facts.data_files.items()]
+    inside = f"{facts.nodes} nodes"
+    if facts.scopes > 1:
+        inside += f" in {facts.scopes} graphs and functions"
+    before, after = found.before, found.after
+    rows = [
+        ("file", ", ".join(where)),
+        ("format", f"{opsets}, IR {facts.ir_version}" + (f", by {facts.producer}" if facts.producer else "")),
+        ("inside", f"{inside}, {size(facts.weights_bytes)} of weights"),
+        *_ports("input", facts.inputs),
+        *([("", f"{facts.overridable} initializers are inputs too")] if facts.overridable else []),
+        *_ports("output", facts.outputs),
+        ("BN", f"{before.batch_norms}; a fold leaves {after.batch_norms}" if before.batch_norms else "none"),
+        ("ops", f"{before.per_channel_ops} {PER_CHANNEL}; a fold leaves {after.per_channel_ops}"),
+        *_kept([norm.fold for norm in found.batch_norms if norm.fold.outcome == "kept"]),
+    ]
+    _show(rows)
+    if found.batch_norms:
+        print()
+        _table(found.batch_norms)
+
+
+def _ports(label: str, ports: Sequence[Port]) -> Iterator[Row]:
+    for position, port in enumerate(ports[:PORTS]):
+        yield label if position == 0 else "", f"{quoted(port.name)} {port.type} {_shape(port)}"
+    if len(ports) > PORTS:
+        yield "", f"and {len(ports) - PORTS} more"
+
+
+def _shape(port: Port) -> str:
+    if port.shape is None:
+        return "of unknown rank"
+    sizes = ("?" if size is None else quoted(size) if isinstance(size, str) else str(size) for size in port.shape)
+    return f"[{', '.join(sizes)}]"
+
+
+def _table(norms: Iterable[BatchNorm]) -> None:
+    """One line a BN; names come last and whole, since --only and --skip want them."""
+    rows: list[tuple[str, ...]] = [("a fold", "between", "channels", "min var", "max gain", "stands out", "BatchNorm")]
+    for norm in norms:
+        entry, found = norm.fold, norm.statistics
+        rows.append((
+            f"{entry.outcome}, {entry.reason if entry.outcome == 'kept' else entry.route}",
+            f"{norm.before.op if norm.before else 'nothing'} … {_ops(norm.behind) or 'nothing'}",
+            "?" if norm.channels is None else str(norm.channels),
+            "?" if found is None or found.min_variance is None else f"{found.min_variance:.2g}",
+            "?" if found is None or found.max_gain is None else f"{found.max_gain:.2g}",
+            ", ".join(_conspicuous(norm)),
+            _name(norm),
+        ))  # fmt: skip
+    rows = [tuple(map(clean, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _conspicuous(norm: BatchNorm) -> Iterator[str]:
+    """What most BN don't have."""
+    found = norm.statistics
+    if norm.epsilon != USUAL_EPSILON:
+        yield f"epsilon {norm.epsilon:g}"
+    if found is None:
+        yield "parameters are no constants, or don't fit"
+        return
+    for count, what in (
+        (found.dead, "dead"),
+        (found.negative, "γ < 0"),
+        (found.small_variance, "var < 1e-5"),
+        (found.invalid, "invalid"),
+    ):
+        if count:
+            yield f"{count} {what}"
+
+
+def _ops(neighbours: Sequence[Neighbour]) -> str:
+    """Ops of neighbours, each with its number: 'Relu, 3 Conv'."""
+    counts: dict[str, int] = {}
+    for neighbour in neighbours:
+        counts[neighbour.op] = counts.get(neighbour.op, 0) + 1
+    return ", ".join(op if count == 1 else f"{count} {op}" for op, count in counts.items())
+
+
+# -- output -----------------------------------------------------------------------------------------
+
+
+def _show(rows: Iterable[Row]) -> None:
+    """Print rows of a label and a text."""
+    if not _is_terminal(sys.stdout):
+        for label, text in rows:
+            print(f"{label:<{LABEL_WIDTH}}{clean(text)}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=LABEL_WIDTH - 1, style="bold")
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(label, Text(clean(text)))  # Text: names are taken literally
+    plain = "NO_COLOR" in os.environ
+    Console(emoji=False, highlight=False, color_system=None if plain else "auto").print(grid)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,99 @@
+"""Models that broke the engine once, each cut down to what it takes and with the cause in a comment.
+
+The notation is that of `probe_text`; the last number is how many per-channel operations the function itself demands.
+"""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from oracle import assert_same_function, left
+from probe_text import Probe
+
+from bnfold.fold import Options, fold_model
+from bnfold.model_file import to_proto, wrap
+
+RANKS = [
+    # Expand may add axes in front; the rank known of its input was taken for the output's
+    Probe("expand-adds-an-axis", "",
+          "x[4,3] -> y | h = Gemm(x, w[3,4], b[4]); e = Expand(h, k:int64[3]={2,4,4}); y = BN4(e)", 1),
+    # so does a zero of rank 5 in Max
+    Probe("max-zero-adds-an-axis", "",
+          "x[4,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); r = Max(h, z[1,1,1,1,1]); y = BN4+(r)", 1, values={"z": 0.0}),
+    # the rank of a MatMul's result is that of its larger side, not that of the weight
+    Probe("matmul-left-rank-4", "", "x[N,4,3,5] -> y | h = MatMul(w[1,4,3], x); y = BN4(h)", 1),
+    Probe("matmul-left-heads-rank-4", "", "x[N,4,3,5] -> y | h = MatMul(w[4,4,3], x); y = BN4(h)"),
+    # a vector on one side: its axis is gone from the result
+    Probe("matmul-left-vector", "",
+          "x[4,3,2] -> y | h = MatMul(x, v[2,2]); m = ReduceMean<axes=[0,2], keepdims=0>(h); q = MatMul(w[5,3], m);"
+          "r = Mul(q, k[5]); y = Add(r, l[5])"),
+    Probe("matmul-heads-vector", "",
+          "x[4,3,2] -> y | h = MatMul(x, v[2,2]); m = ReduceMean<axes=[0,2], keepdims=0>(h); q = MatMul(m, w[2,3,5]);"
+          "y = BN5(q)"),
+    Probe("matmul-one-head-vector", "",
+          "x[4,3,2] -> y | h = MatMul(x, v[2,2]); m = ReduceMean<axes=[0,2], keepdims=0>(h); q = MatMul(m, w[1,3,5]);"
+          "y = BN5(q)"),
+]  # fmt: skip
+
+SIDES = [
+    # only the first input was tied: the scales of Resize are computed and may not be rescaled
+    Probe("resize-computed-scales", "",
+          'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); s = Shape<start=0, end=1>(x); f = Cast<to=1>(s); o = Div(f, f);'
+          'k = Mul(f, m[1]); n = Concat<axis=0>(o, o, k, k); z = Resize<mode="nearest">(h, "", n); y = BN4(z)', 1,
+          values={"m": 1.1}),
+    Probe("lstm-computed-recurrence", "",
+          "x[5,N,3] q[1,16,4] -> y | k = Mul(q, s[]); h, y, c = LSTM<hidden_size=4>(x, w[1,16,3], k)", 1),
+    # the same value as sequence and as initial state: a dead channel is a constant to the one, not to the other
+    Probe("lstm-input-is-state", "",
+          'x[1,N,4] -> y | h = MatMul(x, v[4,4]); t = Transpose<perm=[0,2,1]>(h); g = BN4(t);'
+          'u = Transpose<perm=[0,2,1]>(g); q, y, c = LSTM<hidden_size=4>(u, w[1,16,4], r[1,16,4], "", "", u)', 1,
+          values={"g_gamma": [1.0, 1.0, 0.0, 1.0]}),
+]  # fmt: skip
+
+DEAD = [
+    # a dead channel along an axis that MatMul sums beside: made even, one channel stood for all
+    Probe("dead-beside-matmul-first", "", "x[N,3,4] -> y | h = BN3(x); y = MatMul(h, w[4,5])", 1,
+          values={"h_gamma": [0.0, 1.0, 1.0], "h_mean": 0.0, "h_beta": [0.5, 0.0, 0.0], "h_var": 1.0 - 1e-5}),
+    Probe("dead-beside-matmul-last", "", "x[N,3,4] -> y | h = BN3(x); y = MatMul(h, w[4,5])", 1,
+          values={"h_gamma": [1.0, 1.0, 0.0], "h_mean": 0.0, "h_beta": 0.0, "h_var": 1.0 - 1e-5}),
+    # one pixel of a channel is dead, another is alive: the row that makes both has to stay
+    Probe("dead-pixel", "",
+          "x[N,3,1,2] -> y | h = Conv(x, w[2,3,1,1]); f = Flatten(h); g = BN4(f); y = Relu(g)", 1,
+          values={"g_gamma": [0.0, 1.0, 1.0, 1.0], "g_mean": 0.0, "g_beta": [0.5, 0.0, 0.0, 0.0],
+                  "g_var": 1.0 - 1e-5}),
+    Probe("dead-scalar-and-vector", "",
+          "x[N,4,4,4] -> y | a = Mul(x, c[]); h = Add(a, k[4,1,1]); y = Conv(h, w[2,4,1,1])", values={"c": 0.0}),
+    # rows of an LSTM have no coordinates
+    Probe("dead-behind-lstm", "",
+          "x[5,N,3] -> y | h, a, c = LSTM<hidden_size=4>(x, w[1,16,3], r[1,16,4]); s = Squeeze(h, ax:int64[1]={1});"
+          "t = Transpose<perm=[1,2,0]>(s); g = BN4(t); y = Relu(g)", 1, values={"g_gamma": [1.0, 1.0, 0.0, 1.0]}),
+]  # fmt: skip
+
+KEPT = [
+    # k - h in scaled coordinates is no longer one Add or Mul
+    Probe("kept-constant-minus", "",
+          "x[N,3,4,4] -> y, z | p = Conv(x, w[4,3,1,1]); h = Relu(p); z = Mul(h, m_var[4,1,1]); "
+          "s = Sub(k[4,1,1], h); r = Relu(s); y = Conv(r, u[2,4,1,1])", 1),
+    # the MatMul's new bias has to bear the name that the removed BN's output had
+    Probe("matmul-left-batch-norm-behind", "", "x[N,4,3,5] -> y | h = MatMul(w[4,6,3], x); y = BN4(h)"),
+]  # fmt: skip
+
+NUMBERS = [
+    # b / a of a nearly dead channel is a shift of a million on a stream of ones: nothing is left of the digits
+    Probe("tiny-gamma-on-a-stream", "",
+          "x[N,3,6,6] -> y | h = Conv(x, w[4,3,1,1]); a = BN4+(h); r = Relu(a); "
+          "p = Conv<pads=[1,1,1,1]>(r, v[4,4,3,3]); s = Add(p, h); c = BN4+(s); d = Relu(c); "
+          "y = Conv<pads=[1,1,1,1]>(d, u[2,4,3,3])", 1, values={"a_gain": [1e-6, 1.0, 1.0, 1.0]}),
+]  # fmt: skip
+
+CASES = [*RANKS, *SIDES, *DEAD, *KEPT, *NUMBERS]
+
+
+@pytest.mark.parametrize("probe", CASES, ids=lambda probe: probe.name)
+def test_regression(probe: Probe) -> None:
+    model = probe.model()
+    folding = fold_model(wrap(model), Options())
+    folded = to_proto(folding.model)
+    onnx.checker.check_model(folded, full_check=True)
+    assert_same_function(model, folded, probe.batches())
+    assert left(folded).total <= probe.left

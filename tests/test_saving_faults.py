@@ -1,0 +1,184 @@
+"""Writing when something fails, at every single step: nothing is lost, nothing is left over."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import array, names, run, same_weights, snapshot, write, write_external, zeroed
+
+from bnfold.errors import OutputError
+from bnfold.model_file import load, save
+
+STEPS = ("open", "writev", "fsync", "link", "unlink", "replace")
+
+
+class Trip:
+    """Makes the n-th call of the system from `bnfold.atomic` fail, before it is done or after."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int, error: BaseException, after: bool) -> None:
+        self.calls = 0
+        for name in STEPS:
+            patch.setattr(os, name, self._tripped(getattr(os, name), at, error, after))
+
+    def _tripped(self, real: Callable[..., Any], at: int, error: BaseException, after: bool) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls == at and not after:
+                raise error
+            result = real(*args, **kwargs)
+            if self.calls == at:
+                raise error
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
+@pytest.mark.parametrize("in_place", [False, True], ids=["over an earlier output", "in place"])
+def test_failures_at_every_step(
+    in_place: bool, error: BaseException, after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever system call fails: all old, or all new, and the input as it was; no temporary file."""
+    zeros = np.zeros(400, np.float32)
+    for at in range(1, 100):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        source = write_external(folder / "in.onnx", w=array(400))
+        target = source if in_place else write_external(folder / "out.onnx", w=array(400, seed=1))
+        model = load(source)
+        zeroed(model, "w")
+        before = snapshot(folder)
+        with monkeypatch.context() as patch:
+            trip = Trip(patch, at, error, after)
+            try:
+                save(model, target, overwrite=True)
+                failed = False
+            except (OutputError, KeyboardInterrupt):
+                failed = True
+        after_it = snapshot(folder)
+        assert not [name for name in after_it if name.endswith(".tmp")], at
+        if target.read_bytes() == before[target.name]:
+            assert failed
+            assert after_it == before, at
+        else:
+            assert same_weights(target, w=zeros), at
+        if not in_place:
+            assert same_weights(source, w=array(400)), at
+        if trip.calls < at:
+            break
+    assert not failed
+    assert at > 12, "each temporary file: opened, written, synced, named"
+
+
+KILLER = """
+    import os, signal, sys
+    from pathlib import Path
+    sys.path[:0] = {path!r}
+    from small_models import array, same_weights, snapshot, write_external, zeroed
+    from test_saving_faults import STEPS, load, save
+    import numpy as np
+
+    for at in range(1, 100):
+        folder = Path({folder!r}) / str(at)
+        folder.mkdir()
+        source = write_external(folder / "in.onnx", w=array(400))
+        target = write_external(folder / "out.onnx", w=array(400, seed=1))
+        before = snapshot(folder)
+        model = load(source)
+        zeroed(model, "w")
+        child = os.fork()
+        if not child:
+            calls = 0
+            def killing(real):
+                def call(*args, **kwargs):
+                    global calls
+                    calls += 1
+                    if calls == at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return real(*args, **kwargs)
+                return call
+            for name in STEPS:
+                setattr(os, name, killing(getattr(os, name)))
+            save(model, target, overwrite=True)
+            os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        after = snapshot(folder)
+        assert same_weights(source, w=array(400)), at
+        if target.read_bytes() == before["out.onnx"]:
+            assert killed and all(after[name] == content for name, content in before.items()), at
+        else:
+            assert same_weights(target, w=np.zeros(400, np.float32)), at
+        if not killed:
+            break
+    print("killed", at - 1, "times")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kill_at_every_step(tmp_path: Path) -> None:
+    assert int(run(KILLER, folder=str(tmp_path)).split()[1]) > 12
+
+
+def test_files_that_appear_meanwhile_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes write one output: data files get other names, and the model that comes second is refused."""
+    model = load(write_external(tmp_path / "in.onnx", w=array(400)))
+    link, others = os.link, {"out.onnx.data", "out.onnx"}
+
+    def late(source: Path, target: Path) -> None:
+        if target.name in others:
+            target.write_bytes(b"the other's")
+        link(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", late)
+        with pytest.raises(OutputError, match="exists already"):
+            save(model, tmp_path / "out.onnx")
+        assert names(tmp_path) == ["in.onnx", "in.onnx.data", "out.onnx", "out.onnx.data"]
+        others.remove("out.onnx")
+        (tmp_path / "out.onnx").unlink()
+        assert save(model, tmp_path / "out.onnx")[1].name == "out.onnx.1.data"
+    assert (tmp_path / "out.onnx.data").read_bytes() == b"the other's"
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    model = load(write_external(tmp_path / "in.onnx", w=array(400)))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        save(model, tmp_path / "out.onnx")
+        with pytest.raises(OutputError, match="exists already"):
+            save(model, tmp_path / "out.onnx")
+    assert names(tmp_path) == ["in.onnx", "in.onnx.data", "out.onnx", "out.onnx.data"]
+    assert same_weights(tmp_path / "out.onnx", w=array(400))
+
+
+FULL = """
+    import resource, sys
+    sys.path[:0] = {path!r}
+    from bnfold.errors import OutputError
+    from bnfold.model_file import load, save
+    model = load({source!r})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        save(model, {target!r}, overwrite=True)
+    except OutputError as error:
+        print(error)
+"""
+
+
+def test_a_limit_on_file_size(tmp_path: Path) -> None:
+    """As near to a full disk as a test without its own file system gets."""
+    source = write(tmp_path / "in.onnx", w=array(400_000))
+    target = write(tmp_path / "out.onnx", w=array(10))
+    before = snapshot(tmp_path)
+    assert "can't be written: File too large; nothing was changed" in run(FULL, source=str(source), target=str(target))
+    assert snapshot(tmp_path) == before
