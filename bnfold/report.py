@@ -8,6 +8,36 @@ from typing import Any
 # The schema of `to_dict()`; raised when a field changes its meaning or goes.
 SCHEMA_VERSION = 1
 
+# Why an op stays: stable codes, for scripts; `Entry.sentence` has the case at hand, for people.
+REASONS = {
+    "training-mode": "it normalises by each batch's own statistics, which no weight can stand for",
+    "statistics-read": "its running or saved statistics are read as outputs",
+    "dynamic-parameters": "its scale, bias, mean or variance is computed while the model runs",
+    "dynamic-weight": "the node in front computes its weight while the model runs",
+    "dynamic-bias": "the node in front computes its bias while the model runs",
+    "quantised-weight": "the weight in front is kept as integers, and folding would make floats of them",
+    "invalid-statistics": "var + epsilon is zero or negative, or a parameter is not finite",
+    "wrong-shape": "its parameters don't fit its input",
+    "wrong-type": "its parameters are no floating-point numbers",
+    "unknown-rank": "the rank of its input, and so its channel axis, is unknown",
+    "not-chosen": "--only or --skip left it out",
+    "sign": "an op that only positive scales pass is in the way of a negative one",
+    "zero-padding": "a shift would be wrong where a convolution sees the zeros of its padding",
+    "scale-in-the-way": "an op that only its values' own scale passes is in the way",
+    "shift-in-the-way": "an op that no such shift passes is in the way",
+    "two-scales": "another removed op already asks for another scale of the same value",
+    "two-shifts": "another removed op already asks for another shift of the same value",
+    "dead-channel": "a channel with scale 0 is a constant that its readers can't take in",
+    "fixed-input": "the node in front can't be written in other coordinates",
+    "graph-input": "its input comes from outside",
+    "graph-output": "what would change is seen outside",
+    "fixed": "the values around it are fixed",
+    "no-gain": "removing it would add more ops than it takes away",
+    "precision": "a value that others read too would lose its last digits",
+    "float16-range": "values would leave the range where float16 is at ease",
+    "unrepresentable": "a weight or bias would overflow or underflow its type",
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -21,7 +51,7 @@ class Entry:
         route: how it went: 'backward' into what produces its input, 'forward' into what reads its output,
             'both ways'; '' if it stayed.
         into: names of the nodes whose parameters took it in.
-        reason: a stable code for what stays, '' else.
+        reason: why it stays, a code of `REASONS`; '' if it went.
         obstacle: the node in the way, if one is.
         sentence: the same for people.
     """

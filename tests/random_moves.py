@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
-from random_graphs import DTYPES, ELEMENT, MAX_ELEMENTS, Builder, Value, pick
+from random_graphs import DTYPES, ELEMENT, MAX_ELEMENTS, Builder, Misfit, Value, pick
 
 Move = Callable[[Builder, Value], None]
 BLOCKS = ("Sigmoid", "Softmax", "Exp", "Floor")  # no rule: they fix what they touch
@@ -23,10 +24,12 @@ def grow(b: Builder) -> None:
     if b.chance(4):
         b.source(b.pick([b.values[0].shape, (1,) * b.values[0].rank, b.pick(shapes)]), dtype)
     if b.chance(8):
-        embedding(b, dtype)
+        with suppress(Misfit):
+            embedding(b, dtype)
     for _ in range(b.integer(2, 9)):
         near = b.values[-3:] if b.chance(2) else b.values[-1:]
-        b.pick(MOVES)(b, b.pick(near if b.chance(3) is False else b.values))
+        with suppress(Misfit):
+            b.pick(MOVES)(b, b.pick(b.values if b.chance(3) else near))
 
 
 # -- linear -----------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ Dead = DeadRows | DeadColumns
 def resolve(ties: Ties, op: Affine) -> tuple[list[Dead], Node | None]:
     """What to do about the dead channels of an op; or the node in the way."""
     held, behind = ties.of(op.source), ties.of(op.target)
-    shape = np.broadcast_shapes(behind.scale.shape, behind.shift.shape, op.a.shape, op.b.shape)
+    shape = np.broadcast_shapes(held.scale.shape, behind.scale.shape, behind.shift.shape, op.a.shape, op.b.shape)
     dead = np.broadcast_to(op.a == 0, shape)
     constants = np.broadcast_to(op.b, shape)[dead]
     scale, shift = (np.broadcast_to(ids, shape)[dead] for ids in (behind.scale, behind.shift))

@@ -26,6 +26,7 @@ class Wiring:
         self._created = created
         self._same: dict[Value, Value] = {}  # removed value -> the value that is stored in its place
         self._name: dict[Value, str] = {}  # new names
+        self._writer: dict[Value, NodeProto] = {}  # nodes that write a value now, where that isn't its producer
         self._gone: list[Node] = []
         self._added: list[tuple[Node, NodeProto]] = []  # (behind which node, what)
 
@@ -53,14 +54,14 @@ class Wiring:
         if bias is None:
             if chain is not None:
                 self._gone += chain.nodes
-                self._name[target] = target.name
+                self._writer[target] = linear.node.proto
                 _set_output(linear.node.proto, linear.output.name, target.name)
             return
         # y = MatMul(x) becomes y = Add(MatMul(x), bias); what is in between has a name of its own
         between = self._graph.unique_name(f"{target.name}_no_bias")
         _set_output(linear.node.proto, linear.output.name, between)
         if chain is None:
-            self._add_behind(linear.node, "Add", [between, bias], target.name)
+            self._writer[target] = self._add_behind(linear.node, "Add", [between, bias], target.name)
         else:
             self._gone += chain.nodes[:-1]
             _become(chain.nodes[-1].proto, "Add", [between, bias])
@@ -133,16 +134,18 @@ class Wiring:
 
     # -- carrying out --------------------------------------------------------------------------------
 
-    def _add_behind(self, anchor: Node, op: str, inputs: list[str], output: str) -> None:
+    def _add_behind(self, anchor: Node, op: str, inputs: list[str], output: str) -> NodeProto:
         name = f"{anchor.proto.name}_{op}" if anchor.proto.name else ""
-        self._added.append((anchor, helper.make_node(op, inputs, [output], name)))
+        proto = helper.make_node(op, inputs, [output], name)
+        self._added.append((anchor, proto))
+        return proto
 
     def _rename(self) -> None:
         """Give values their final names, wherever they are read and written."""
         gone = set(self._gone)
         for value, name in self._name.items():
-            if value.producer is not None and name != value.name and value.producer not in gone:
-                _set_output(value.producer.proto, value.name, name)
+            assert value.producer is not None
+            _set_output(self._writer.get(value, value.producer.proto), value.name, name)
         readers = set(self._same) | set(self._name)
         for value in readers:
             stored = self._resolve(value)

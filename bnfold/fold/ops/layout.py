@@ -412,7 +412,7 @@ def depth_space(ties: Ties, node: Node) -> bool:
     mode = node.attribute("mode", "DCR")
     if held.uniform:
         return moved(ties, node, source, lambda ids, rank: ids)
-    held = ties.even(held, [-1, -2], node)
+    held = ties.even(held, [-1, -2, -4], node)
     result = []
     for kind, tie in (("scale", ties.equal_scale), ("shift", ties.equal_shift)):
         ids = full(getattr(held, kind), 4)
