@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,29 @@ VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "
 def is_floating(array: Array) -> bool:
     """True for the types that folding computes with: float16, bfloat16, float32, float64."""
     return array.dtype.name in ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a floating type can hold."""
+
+    eps: float  # from 1 to the next number
+    smallest_normal: float
+    largest: float
+
+
+@cache
+def finfo(dtype: Any) -> Limits:
+    """The limits of a type, bfloat16 included."""
+    import ml_dtypes
+
+    limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return Limits(float(limits.eps), float(limits.smallest_normal), float(limits.max))
+
+
+def unit_roundoff(dtype: Any) -> float:
+    """Half the distance from 1 to the next number: 2^-24 for float32, 2^-11 for float16, 2^-8 for bfloat16."""
+    return finfo(dtype).eps / 2
 
 
 class Constants:

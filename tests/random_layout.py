@@ -10,6 +10,8 @@ from random_graphs import MAX_ELEMENTS, Builder, Value
 
 
 def transpose(b: Builder, x: Value) -> None:
+    if not x.rank:
+        return
     order = list(range(x.rank))
     for k in range(x.rank - 1, 0, -1):
         j = b.integer(0, k)

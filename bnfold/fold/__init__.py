@@ -20,8 +20,9 @@ from onnx import ModelProto
 from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
+from bnfold.fold.objections import objections
 from bnfold.fold.parameters import Unrepresentable
-from bnfold.fold.plan import Plan, make_plan, objections
+from bnfold.fold.plan import Plan, make_plan
 from bnfold.fold.rewrite import Rewrite, rewrite
 from bnfold.fold.ties import Ties, tie_scope
 from bnfold.graph import Graph, Node, Scope

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from bnfold.constants import Array
+from bnfold.constants import Array, finfo, unit_roundoff
 from bnfold.fold.plan import LinearEdit
 from bnfold.fold.ties import Linear
 from bnfold.fold.union_find import Floats
@@ -32,29 +31,6 @@ class Unrepresentable(Exception):
         super().__init__(sentence)
         self.node = node
         self.sentence = sentence
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a floating type can hold."""
-
-    eps: float  # from 1 to the next number
-    smallest_normal: float
-    largest: float
-
-
-@cache
-def finfo(dtype: Any) -> Limits:
-    """The limits of a type, bfloat16 included."""
-    import ml_dtypes
-
-    limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-    return Limits(float(limits.eps), float(limits.smallest_normal), float(limits.max))
-
-
-def unit_roundoff(dtype: Any) -> float:
-    """Half the distance from 1 to the next number: 2^-24 for float32, 2^-11 for float16, 2^-8 for bfloat16."""
-    return finfo(dtype).eps / 2
 
 
 def stored(values: Floats, dtype: Any, node: Node, noise: Callable[[], Any]) -> Array:

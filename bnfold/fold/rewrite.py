@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from onnx import FunctionProto, TensorProto, helper
 
-from bnfold.constants import Array
+from bnfold.constants import Array, unit_roundoff
 from bnfold.fold.ops.affine import epsilon_of
-from bnfold.fold.parameters import new_bias, shifted, spread, stored, unit_roundoff, weight_blocks
+from bnfold.fold.parameters import new_bias, shifted, spread, stored, weight_blocks
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
 from bnfold.fold.union_find import Floats
 from bnfold.fold.wiring import Wiring, freeze, read_names, sweep

@@ -20,9 +20,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from bnfold.constants import Array, is_floating
+from bnfold.constants import Array, is_floating, unit_roundoff
 from bnfold.errors import quoted
-from bnfold.fold.parameters import unit_roundoff
 from bnfold.fold.plan import Plan
 from bnfold.fold.union_find import Floats
 from bnfold.model_file import LoadedModel, to_proto

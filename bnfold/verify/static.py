@@ -14,11 +14,12 @@ from functools import partial
 
 import numpy as np
 
-from bnfold.constants import Array
+from bnfold.constants import Array, finfo
 from bnfold.errors import NotEquivalentError, quoted
-from bnfold.fold.parameters import clip, finfo, parts, row_noise, spread
-from bnfold.fold.plan import LinearEdit, rows_of
+from bnfold.fold.parameters import clip, parts, row_noise, spread
+from bnfold.fold.plan import LinearEdit
 from bnfold.fold.rewrite import Rewrite, Rewritten
+from bnfold.fold.roots import rows_of
 from bnfold.fold.union_find import Floats
 from bnfold.weights import Weights
 

@@ -1,0 +1,120 @@
+"""What a plan must not do: ops that should stay after all, though the algebra would let them go.
+
+They cost more ops than they save, or their removal would have values stored where their type is badly off.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold.errors import quoted
+from bnfold.fold.accept import BOTH, Refusal
+from bnfold.fold.plan import Plan
+from bnfold.fold.ties import Affine, Coordinates, Ties
+from bnfold.graph import Node
+
+# float16 reaches from 2^-24 to 65504: with scales within 2^8 of 1, activations of the usual size stay far from
+# both ends.  The other types need no bound: scales of 2e24 gave errors of 2.5e-6 in float32 (exponents are free).
+FLOAT16_SPREAD = 256.0
+
+# A shift of so many times a value's own size (|mean| + standard deviation, as BN has measured them) costs others that
+# read the value log2 of it in bits.  121 removed BN of 133 models stay below 3.1; nearly dead channels ask for 10^6.
+LARGEST_SHIFT = 32.0
+
+
+def objections(plan: Plan) -> dict[Node, Refusal]:
+    """Ops that should stay after all: more Adds than removed ops, or values that their type would store badly."""
+    return _too_many_adds(plan) | _out_of_range(plan) | _drowned(plan)
+
+
+def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
+    """Removed ops whose shift makes more linear nodes without a bias slot need an Add than ops go."""
+    ties = plan.ties
+    added: dict[int, set[Node]] = {}
+    for edit in plan.linears:
+        linear = edit.linear
+        if linear.bias_input is not None or linear.table or not edit.needs_bias:
+            continue
+        if linear.chain is not None and linear.chain.b.any():
+            continue  # the Add takes the place of an op of its own
+        keys = _shift_keys(ties, linear.rows) if (edit.b + edit.shift).any() else set()
+        keys |= _shift_keys(ties, linear.columns) if edit.column_shift.any() else set()
+        for key in keys:
+            added.setdefault(key, set()).add(linear.node)
+    asked: dict[Affine, set[Node]] = {}
+    for op in plan.decision.accepted if added else ():
+        keys = _shift_keys(ties, ties.of(op.target)) | _shift_keys(ties, ties.of(op.source))
+        nodes = {node for key in keys for node in added.get(key, ())}
+        if nodes:
+            asked[op] = nodes
+    gone = {op: len(op.nodes) - (plan.decision.accepted[op] != BOTH) for op in asked}
+    for group in _groups(asked):
+        nodes = set().union(*(asked[op] for op in group))
+        if len(nodes) <= sum(gone[op] for op in group):
+            continue
+        worst = max(group, key=lambda op: len(asked[op]) - gone[op])
+        first = min(asked[worst], key=lambda node: node.index)
+        refusal = plan.decision.refused.get(worst) or Refusal(
+            "no-gain", first.name,
+            f"its shift would need {len(asked[worst])} new Adds behind MatMuls that have no bias, to remove "
+            f"{gone[worst]} ops",
+        )  # fmt: skip
+        return {worst.nodes[0]: refusal}  # one at a time: the next plan may need no more
+    return {}
+
+
+def _groups(asked: dict[Affine, set[Node]]) -> list[list[Affine]]:
+    """Ops that ask for Adds behind the same nodes, directly or by way of others."""
+    groups: list[tuple[set[Node], list[Affine]]] = []
+    for op, nodes in asked.items():
+        near = [group for group in groups if group[0] & nodes]
+        groups = [group for group in groups if group not in near]
+        groups.append((nodes.union(*(g[0] for g in near)), [op, *(other for g in near for other in g[1])]))
+    return [group for _, group in groups]
+
+
+def _shift_keys(ties: Ties, held: Coordinates) -> set[int]:
+    """The ids of a value's shifts and their classes, but for the identity's."""
+    ids = np.ravel(held.shift)
+    identity = int(ties.shift.find(np.zeros(1, np.int64))[0][0])
+    return set(np.concatenate([np.unique(ids), np.unique(ties.shift.find(ids)[0])]).tolist()) - {0, identity}
+
+
+def _drowned(plan: Plan) -> dict[Node, Refusal]:
+    """Ops whose shift would drown a value that others read too: a nearly dead channel asks for b / a of a million."""
+    found: dict[Node, Refusal] = {}
+    for edit in plan.affines:
+        norm = edit.op.nodes[0]
+        if norm.op != "BatchNormalization" or edit.left not in ("", "Mul") or len(edit.op.source.readers()) < 2:
+            continue
+        mean, variance = (np.asarray(plan.ties.array(norm.input(k)), np.float64).ravel() for k in (3, 4))
+        usual = (np.abs(mean) + np.sqrt(np.maximum(variance, 0))).reshape(edit.op.steps[0][0].shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(edit.op.a != 0, np.abs(edit.source[1]) / usual, 0)
+        if ratio.max() > LARGEST_SHIFT:
+            sentence = (
+                f"{quoted(edit.op.source.name)} is read by others too, and would be stored with a shift "
+                f"{ratio.max():.3g} times its usual size: its last digits would be lost"
+            )
+            found[norm] = Refusal("precision", edit.op.source.name, sentence)
+    return found
+
+
+def _out_of_range(plan: Plan) -> dict[Node, Refusal]:
+    half = any(
+        (array := plan.ties.array(edit.linear.weight)) is not None and array.dtype == np.float16
+        for edit in plan.linears
+    )
+    if not half:
+        return {}
+    found: dict[Node, Refusal] = {}
+    for edit in plan.affines:
+        if edit.left in ("same", "all"):
+            continue
+        scales = np.abs(np.concatenate([np.ravel(edit.source[0]), np.ravel(edit.target[0])]))
+        if scales.max() > FLOAT16_SPREAD or scales.min() < 1 / FLOAT16_SPREAD:
+            found[edit.op.nodes[0]] = Refusal(
+                "float16-range", None,
+                f"values would be stored {scales.max():.3g} times as large: float16 has no room for that",
+            )  # fmt: skip
+    return found

@@ -1,0 +1,126 @@
+"""Choice of roots: every unknown that the ties leave free gets a value.
+
+The tensors of a class vote, so that as many as possible stay as they are; ties go to the output of the
+removed op, since weights then change upstream, where they would have anyway.  Shifts that only a
+waiting sum determines (its slack) are not chosen but solved for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold.fold.accept import Decision
+from bnfold.fold.ties import Coordinates, Linear, Ties
+from bnfold.fold.union_find import Floats, Ids, UnionFind
+
+# Votes, in tensors: one that would stay as it is counts 1, the output of a removed op decides ties, and
+# an Add that would have to be created outweighs any of them.
+BIAS_VOTE, OUTPUT_VOTE = 16.0, 0.5
+
+
+def choose_roots(ties: Ties, decision: Decision) -> None:
+    """Make every unknown known."""
+    _choose_scales(ties, decision)
+    _choose_shifts(ties, decision)
+
+
+def rows_of(linear: Linear, array: Floats) -> Floats:
+    """A chain's constant as a vector over rows (leading axes of size 1 beyond the rows' own are dropped)."""
+    shape = linear.row_shape
+    trimmed = array.reshape(array.shape[max(array.ndim - len(shape), 0) :])
+    return np.array(np.broadcast_to(trimmed, shape), np.float64).ravel()
+
+
+def _choose_scales(ties: Ties, decision: Decision) -> None:
+    system = ties.scale
+    system.compress()
+    ids, weights = _voters(ties, decision, "scale")
+    root, alpha, _ = system.find(ids)
+    wanted = 1 / alpha
+    decided = system.sign[root] != 0
+    wanted = np.where(decided, np.abs(wanted) * system.sign[root], wanted)
+    free = np.isnan(system.known[root])
+    _elect(system, root[free], wanted[free], weights[free])
+    undecided = ~free & ~decided  # magnitude known, sign not: odd functions
+    _elect(system, root[undecided], np.sign(wanted[undecided]) * system.known[root[undecided]], weights[undecided])
+    rest = np.arange(system.count)
+    rest = rest[(system.parent[rest] == rest) & np.isnan(system.known[rest])]
+    if rest.size:
+        system.pin(rest, 1.0)
+    unsigned = np.arange(system.count)
+    unsigned = unsigned[(system.parent[unsigned] == unsigned) & (system.sign[unsigned] == 0)]
+    if unsigned.size:
+        system.pin(unsigned, sign=1)
+
+
+def _choose_shifts(ties: Ties, decision: Decision) -> None:
+    system = ties.shift
+    system.compress()
+    ids, weights = _voters(ties, decision, "shift")
+    values = np.zeros(len(ids))
+    extra = [
+        (linear.rows.shift, -np.ravel(np.broadcast_to(rows_of(linear, linear.chain.b), (linear.rows.shift.size,))))
+        for linear in ties.linears
+        if linear.bias_input is None and not linear.table and linear.chain is not None
+    ]
+    for rows, value in extra:
+        ids = np.concatenate([ids, rows])
+        values = np.concatenate([values, value])
+        weights = np.concatenate([weights, np.full(rows.size, BIAS_VOTE)])
+    root, alpha, beta = system.find(ids)
+    slack = ties.sums.slack()
+    free = np.isnan(system.known[root]) & ~np.isin(root, slack)
+    _elect(system, root[free], ((values - beta) / alpha)[free], weights[free])
+    rest = np.arange(system.count)
+    rest = rest[(system.parent[rest] == rest) & np.isnan(system.known[rest])]
+    rest = rest[~np.isin(rest, slack)]
+    if rest.size:
+        system.pin(rest, 0.0)
+    ties.sums.solve()
+    rest = np.arange(system.count)
+    rest = rest[(system.parent[rest] == rest) & np.isnan(system.known[rest])]
+    if rest.size:
+        system.pin(rest, 0.0)
+
+
+def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
+    """Ids whose tensors would rather stay as they are, each with its weight."""
+    ids: list[Ids] = []
+    weights: list[Floats] = []
+
+    def vote(held: Coordinates, weight: float) -> None:
+        flat = np.unique(getattr(held, kind))
+        ids.append(flat)
+        weights.append(np.full(flat.size, weight))
+
+    for linear in ties.linears:
+        absent = linear.bias_input is None and not linear.table
+        vote(linear.rows, BIAS_VOTE if kind == "shift" and absent and linear.chain is None else 1.0)
+        vote(linear.columns, 1.0)
+    for op in ties.affines:
+        if op in decision.accepted:
+            vote(ties.of(op.target), OUTPUT_VOTE)
+        else:
+            vote(ties.of(op.source), 1.0)
+            vote(ties.of(op.target), 1.0)
+    if not ids:
+        return np.zeros(0, np.int64), np.zeros(0)
+    return np.concatenate(ids), np.concatenate(weights)
+
+
+def _elect(system: UnionFind, root: Ids, wanted: Floats, weight: Floats) -> None:
+    """Give each root the value with the most votes; equal values up to rounding count together."""
+    if not root.size:
+        return
+    key = np.round(wanted, 12 - np.floor(np.log10(np.abs(wanted).max() + 1e-300)).astype(int).clip(-12, 12))
+    order = np.lexsort((key, root))
+    root, wanted, weight, key = root[order], wanted[order], weight[order], key[order]
+    starts = np.flatnonzero(np.r_[True, (root[1:] != root[:-1]) | (key[1:] != key[:-1])])
+    votes = np.add.reduceat(weight, starts)
+    best = np.lexsort((-votes, root[starts]))
+    first = best[np.unique(root[starts][best], return_index=True)[1]]
+    chosen = starts[first]
+    if system.signed:
+        system.pin(root[chosen], np.abs(wanted[chosen]), sign=np.sign(wanted[chosen]))
+    else:
+        system.pin(root[chosen], wanted[chosen])
