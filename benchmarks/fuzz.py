@@ -20,9 +20,8 @@ from harness import REPO, say
 
 sys.path.insert(0, str(REPO / "tests"))
 
-import numpy as np
 import onnx
-from onnx import ModelProto, helper
+from onnx import ModelProto
 from random_graphs import Seeded, random_model
 from referee import Array
 from test_random_graphs import check_fold

@@ -138,7 +138,9 @@ def new_bias(edit: LinearEdit, weight: Array, bias: Array | None) -> Floats:
 
     Rows lie along the last axis (Conv: (M,); Gemm: whatever its C broadcasts with).
     """
-    old = np.zeros(()) if bias is None else np.asarray(bias, np.float64) * edit.linear.bias_gain
+    # With beta = 0 a Gemm's C counts for nothing, not even its shape.
+    unused = bias is None or edit.linear.bias_gain == 0
+    old = np.zeros(()) if unused else np.asarray(bias, np.float64) * edit.linear.bias_gain
     if edit.linear.node.op in ("Conv", "ConvTranspose"):
         old = old.ravel() if old.ndim else old
     inner = edit.a * (old - shifted(edit, weight)) + edit.b + edit.shift

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, numpy_helper
 
-from bnfold.constants import Array, is_floating, unit_roundoff
+from bnfold.constants import VIEWS, Array, is_floating, unit_roundoff
 from bnfold.errors import quoted
 from bnfold.fold.plan import Plan
 from bnfold.fold.union_find import Floats
@@ -240,12 +240,7 @@ def _moved(model: ModelProto, seed: int) -> ModelProto:
     rng = np.random.default_rng(1000 + seed)
     copy = ModelProto()
     copy.CopyFrom(model)
-    weights = {name for node in copy.graph.node if node.op_type in WEIGHTED for name in node.input}
-    tensors = [tensor for tensor in copy.graph.initializer if tensor.name in weights]
-    for node in copy.graph.node:
-        if node.op_type == "Constant" and node.output[0] in weights:
-            tensors += [attribute.t for attribute in node.attribute if attribute.name == "value"]
-    for tensor in tensors:
+    for tensor in _weights(copy):
         if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
             continue
         array = numpy_helper.to_array(tensor)
@@ -254,6 +249,24 @@ def _moved(model: ModelProto, seed: int) -> ModelProto:
         moved = np.where(array == 0, array, np.nextafter(array, away))
         tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
     return copy
+
+
+def _weights(model: ModelProto) -> Iterator[TensorProto]:
+    """Tensors that weights are made of, those of bodies and local functions included."""
+    graphs: list[GraphProto | FunctionProto] = [model.graph, *model.functions]
+    for graph in graphs:  # grows
+        graphs += [body for node in graph.node for a in node.attribute for body in (a.g, *a.graphs) if body.node]
+    nodes = [node for graph in graphs for node in graph.node]
+    names: set[str] = set()
+    for node in reversed(nodes):
+        if node.op_type in WEIGHTED or (node.op_type in VIEWS | {"Cast", "Expand"} and names & set(node.output)):
+            names.update(node.input)
+    for graph in graphs:
+        if isinstance(graph, GraphProto):
+            yield from (tensor for tensor in graph.initializer if tensor.name in names)
+    for node in nodes:
+        if node.op_type == "Constant" and node.output[0] in names:
+            yield from (attribute.t for attribute in node.attribute if attribute.name == "value")
 
 
 def _residual(
