@@ -51,3 +51,11 @@ def hydrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return path
 
     return fill
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A trained model in a folder of its own."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes((REPO / "sample_models" / "digits_cnn.onnx").read_bytes())
+    return path
