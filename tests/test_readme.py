@@ -1,0 +1,45 @@
+"""What the README and the examples say is what happens."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import bnfold, ok
+
+REPO = Path(__file__).resolve().parent.parent
+README = (REPO / "README.md").read_text(encoding="utf-8")
+
+
+def test_fold_of_the_readme(tmp_path: Path) -> None:
+    (tmp_path / "resnet.onnx").write_bytes((REPO / "sample_models" / "digits_preact.onnx").read_bytes())
+    shown = re.search(r"    \$ bnfold (fold resnet.onnx)\n((?:    .*\n)+)", README)
+    assert shown
+    printed = ok(*shown[1].split(), cwd=tmp_path)
+    told = "".join(line[4:] + "\n" for line in shown[2].splitlines())
+    worst = re.compile(r"worst [\d.]+")  # depends on the processor
+    assert worst.sub("", printed) == worst.sub("", told)
+
+
+@pytest.mark.parametrize("command", re.findall(r"^    bnfold (.*?)(?:  .*)?$", README, re.MULTILINE))
+def test_commands_of_the_readme(model: Path, command: str) -> None:
+    result = bnfold(*command.replace("model.onnx", str(model)).split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    documents = [path for path in REPO.glob("**/*.md") if not any(part.startswith(".") for part in path.parts)]
+    links = [(path, link) for path in documents for link in re.findall(r"\]\(([^)#:]+)[)#]", path.read_text("utf-8"))]
+    assert links
+    assert [(path.name, link) for path, link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("example", sorted((REPO / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_example_runs(example: Path) -> None:
+    result = subprocess.run([sys.executable, str(example)], check=False, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "13 BatchNorm -> 0" in result.stdout
