@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
+from probe_text import Probe
 
+import bnfold
 from bnfold.fold import Options, fold_model
 from bnfold.model_file import load, to_proto, wrap
 from bnfold.verify import relation
@@ -75,3 +77,20 @@ def test_noise_that_is_small_by_chance_is_measured_again(monkeypatch: pytest.Mon
     monkeypatch.undo()
     monkeypatch.setattr(relation, "_moved", lambda model, seed: moved(model, seed) if seed >= relation.SEEDS else model)
     assert checked("digits_preact.onnx").passed
+
+
+def test_values_far_below_their_statistics_are_not_shifted() -> None:
+    """BN says that the stream has variance 1, but it is tiny: a shift of 1 on it would cost others all digits."""
+    probe = Probe(
+        "tiny-stream", "",
+        "x[N,3,6,6] -> y, s | h = Conv(x, w[4,3,1,1]); a = BN4+(h); r = Relu(a); "
+        "p = Conv<pads=[1,1,1,1]>(r, v[4,4,3,3]); q = Mul(p, c[]); "
+        "s = Add(q, h); d = BN4+(s); e = Relu(d); y = Conv(e, u[2,4,1,1])", 2,
+        values={"w": 1e-6, "c": 1e-6, "a_mean": 0.0, "a_var": 1.0, "d_mean": 0.0, "d_var": 1.0},
+    )  # fmt: skip
+    quick = bnfold.fold(probe.model(), verify=False)
+    assert not quick.kept
+    result = bnfold.fold(probe.model())
+    assert [entry.reason for entry in result.kept] == ["precision"]
+    assert result.verification.relation is not None and result.verification.relation.passed
+    assert ["lost digits at first" in notice for notice in result.notices] == [True]

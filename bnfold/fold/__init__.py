@@ -20,7 +20,7 @@ from onnx import ModelProto
 from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
-from bnfold.fold.objections import objections
+from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
 from bnfold.fold.rewrite import Rewrite, rewrite
@@ -40,11 +40,13 @@ class Options:
         only: patterns (`*`, `?`, `[...]`) of node names; if given, nothing else is folded.
         skip: patterns of node names that stay untouched.
         keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
+        largest_shift: by how many times its usual size a value that several read may be shifted.
     """
 
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     keep_overridable: bool = False
+    largest_shift: float = LARGEST_SHIFT
 
     def chosen(self, node: Node) -> bool:
         """True if the options let this node go."""
@@ -81,7 +83,7 @@ def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) 
         ties.barred.update({node: (refusal.code, refusal.sentence) for node, refusal in stay.items()})
         tie_scope(ties)
         plan = make_plan(ties, accept(ties))
-        found = objections(plan)
+        found = objections(plan, options.largest_shift)
         if not found:
             return plan
         barred.update({(scope.label, node.index): refusal for node, refusal in found.items()})

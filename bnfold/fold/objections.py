@@ -11,6 +11,7 @@ from bnfold.errors import quoted
 from bnfold.fold.accept import BOTH, Refusal
 from bnfold.fold.plan import Plan
 from bnfold.fold.ties import Affine, Coordinates, Ties
+from bnfold.fold.union_find import Floats
 from bnfold.graph import Node
 
 # float16 reaches from 2^-24 to 65504: with scales within 2^8 of 1, activations of the usual size stay far from
@@ -22,9 +23,9 @@ FLOAT16_SPREAD = 256.0
 LARGEST_SHIFT = 32.0
 
 
-def objections(plan: Plan) -> dict[Node, Refusal]:
+def objections(plan: Plan, largest_shift: float = LARGEST_SHIFT) -> dict[Node, Refusal]:
     """Ops that should stay after all: more Adds than removed ops, or values that their type would store badly."""
-    return _too_many_adds(plan) | _out_of_range(plan) | _drowned(plan)
+    return _too_many_adds(plan) | _out_of_range(plan) | _drowned(plan, largest_shift)
 
 
 def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
@@ -80,24 +81,35 @@ def _shift_keys(ties: Ties, held: Coordinates) -> set[int]:
     return set(np.concatenate([np.unique(ids), np.unique(ties.shift.find(ids)[0])]).tolist()) - {0, identity}
 
 
-def _drowned(plan: Plan) -> dict[Node, Refusal]:
+def _drowned(plan: Plan, largest: float) -> dict[Node, Refusal]:
     """Ops whose shift would drown a value that others read too: a nearly dead channel asks for b / a of a million."""
     found: dict[Node, Refusal] = {}
     for edit in plan.affines:
-        norm = edit.op.nodes[0]
-        if norm.op != "BatchNormalization" or edit.left not in ("", "Mul") or len(edit.op.source.readers()) < 2:
+        if edit.left not in ("", "Mul") or len(edit.op.source.readers()) < 2:
             continue
-        mean, variance = (np.asarray(plan.ties.array(norm.input(k)), np.float64).ravel() for k in (3, 4))
-        usual = (np.abs(mean) + np.sqrt(np.maximum(variance, 0))).reshape(edit.op.steps[0][0].shape)
+        usual = _usual_size(plan, edit.op)
+        if usual is None and largest:
+            continue
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(edit.op.a != 0, np.abs(edit.source[1]) / usual, 0)
-        if ratio.max() > LARGEST_SHIFT:
+            ratio = np.where(edit.op.a != 0, np.abs(edit.source[1]) / (1.0 if usual is None else usual), 0)
+        if ratio.max() > largest:
+            size = "" if usual is None else f" {ratio.max():.3g} times its usual size"
             sentence = (
-                f"{quoted(edit.op.source.name)} is read by others too, and would be stored with a shift "
-                f"{ratio.max():.3g} times its usual size: its last digits would be lost"
+                f"{quoted(edit.op.source.name)} is read by others too, and would be stored with a shift{size}: "
+                "its last digits would be lost"
             )
-            found[norm] = Refusal("precision", edit.op.source.name, sentence)
+            found[edit.op.nodes[0]] = Refusal("precision", edit.op.source.name, sentence)
     return found
+
+
+def _usual_size(plan: Plan, op: Affine) -> Floats | None:
+    """|mean| + standard deviation per channel of what a BN reads, as it has measured them; None for other ops."""
+    norm = op.nodes[0]
+    if norm.op != "BatchNormalization":
+        return None
+    mean, variance = (np.asarray(plan.ties.array(norm.input(k)), np.float64).ravel() for k in (3, 4))
+    usual: Floats = (np.abs(mean) + np.sqrt(np.maximum(variance, 0))).reshape(op.steps[0][0].shape)
+    return usual
 
 
 def _out_of_range(plan: Plan) -> dict[Node, Refusal]:
