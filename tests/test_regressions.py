@@ -97,3 +97,15 @@ def test_regression(probe: Probe) -> None:
     onnx.checker.check_model(folded, full_check=True)
     assert_same_function(model, folded, probe.batches())
     assert left(folded).total <= probe.left
+
+
+def test_untouched_bias_behind_matmul_stays_as_it_is() -> None:
+    """It was taken for a new one: another initializer, another input of the Add, though nothing had changed."""
+    text = "x[N,3,5,5] -> y, z | h = Conv(x, w[4,3,3,3]); y = BN4(h); m = MatMul(x, v[5,2]); z = Add(m, k[2])"
+    model = Probe("untouched-matmul-add", "", text).model()
+    folded = to_proto(fold_model(wrap(model), Options()).model)
+    assert list(folded.graph.node)[-2:] == list(model.graph.node)[-2:]
+    kept = {tensor.name: tensor for tensor in folded.graph.initializer}
+    assert all(kept[tensor.name] == tensor for tensor in model.graph.initializer if tensor.name in ("v", "k"))
+    alone = Probe("matmul-add-alone", "", "x[N,5] -> z | m = MatMul(x, v[5,2]); z = Add(m, k[2])").model()
+    assert to_proto(fold_model(wrap(alone), Options()).model) == alone
