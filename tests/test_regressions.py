@@ -84,6 +84,14 @@ NUMBERS = [
           "x[N,3,6,6] -> y | h = Conv(x, w[4,3,1,1]); a = BN4+(h); r = Relu(a); "
           "p = Conv<pads=[1,1,1,1]>(r, v[4,4,3,3]); s = Add(p, h); c = BN4+(s); d = Relu(c); "
           "y = Conv<pads=[1,1,1,1]>(d, u[2,4,3,3])", 1, values={"a_gain": [1e-6, 1.0, 1.0, 1.0]}),
+
+    # two in a row that stay become one, unless their product is no float32: that was a crash
+    Probe("chain-underflows", "", "x[N,4,3,3] -> y | h = BN4(x); y = BN4(h)", 2,
+          values={"h_gamma": 1e-25, "y_gamma": 1e-25, "h_var": 1.0, "y_var": 1.0}),
+    Probe("chain-overflows", "", "x[N,4,3,3] -> y | h = BN4(x); r = Sigmoid(h); y = BN4(r)", 2, scale=1e-25,
+          values={"h_gamma": 1e25, "y_gamma": 1e25, "h_var": 1.0, "y_var": 1.0, "h_beta": 0, "h_mean": 0}),
+    Probe("chain-overflows-together", "", "x[N,4,3,3] -> y | h = BN4(x); y = BN4(h)", 2, scale=1e-25,
+          values={"h_gamma": 1e25, "y_gamma": 1e25, "h_var": 1.0, "y_var": 1.0, "h_beta": 0, "h_mean": 0}),
 ]  # fmt: skip
 
 CASES = [*RANKS, *SIDES, *DEAD, *KEPT, *NUMBERS]
