@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from referee import Array
 
 from bnfold.fold.union_find import UnionFind, total
 
@@ -71,16 +73,16 @@ def new(signed: bool) -> UnionFind:
     return system
 
 
-def apply(system: UnionFind, step: tuple[object, ...]) -> bool:
+def apply(system: UnionFind, step: tuple[Any, ...]) -> bool:
     """Offer one step; True if it was taken, else it has left no trace."""
     mark = system.mark()
     kind, first, *rest = step
     where = np.array([first])
     if kind == "unite":
         other, ratio, offset = rest
-        conflict = system.unite(where, np.array([other]), float(ratio), float(offset))  # type: ignore[arg-type]
+        conflict = system.unite(where, np.array([other]), float(ratio), float(offset))
     elif kind == "pin":
-        conflict = system.pin(where, float(rest[0]))  # type: ignore[arg-type]
+        conflict = system.pin(where, float(rest[0]))
     else:
         conflict = system.pin(where, sign=rest[0])
     if conflict is not None:
@@ -88,27 +90,27 @@ def apply(system: UnionFind, step: tuple[object, ...]) -> bool:
     return conflict is None
 
 
-def state(system: UnionFind) -> list[np.ndarray]:  # type: ignore[type-arg]
+def state(system: UnionFind) -> list[Array]:
     return [getattr(system, name)[:COUNT].copy() for name in FIELDS]
 
 
-def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:  # type: ignore[type-arg]
+def same(left: list[Array], right: list[Array]) -> bool:
     return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(left, right, strict=True))
 
 
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(shift_steps)
-def test_shifts_like_elimination(steps: list[tuple[object, ...]]) -> None:
+def test_shifts_like_elimination(steps: list[tuple[Any, ...]]) -> None:
     system, naive = new(signed=False), Naive()
     for step in steps:
         kind, first, *rest = step
         if kind == "unite":  # x_first - ratio * x_other = offset
             other, ratio, offset = rest
             coefficients = {first: Fraction(1)}
-            coefficients[other] = coefficients.get(other, Fraction(0)) - ratio  # type: ignore[operator]
+            coefficients[other] = coefficients.get(other, Fraction(0)) - ratio
         else:
             coefficients, offset = {first: Fraction(1)}, rest[0]
-        assert apply(system, step) == naive.add(coefficients, offset)  # type: ignore[arg-type]
+        assert apply(system, step) == naive.add(coefficients, offset)
     for unknown in range(COUNT):
         expected = naive.value(unknown)
         found = system.values(np.array([unknown]))[0]
@@ -117,10 +119,10 @@ def test_shifts_like_elimination(steps: list[tuple[object, ...]]) -> None:
 
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(scale_steps)
-def test_scales_like_all_assignments(steps: list[tuple[object, ...]]) -> None:
+def test_scales_like_all_assignments(steps: list[tuple[Any, ...]]) -> None:
     """Magnitudes by exact products along paths, signs by trying all of them."""
     system = new(signed=True)
-    taken: list[tuple[object, ...]] = []
+    taken: list[tuple[Any, ...]] = []
     for step in steps:
         possible = _signs([*taken, step]) and _magnitudes([*taken, step])
         assert apply(system, step) == bool(possible)
@@ -136,19 +138,19 @@ def test_scales_like_all_assignments(steps: list[tuple[object, ...]]) -> None:
             assert np.isnan(found)
 
 
-def _signs(steps: list[tuple[object, ...]]) -> list[list[int]]:
+def _signs(steps: list[tuple[Any, ...]]) -> list[list[int]]:
     everything = [[1 if number >> k & 1 else -1 for k in range(COUNT)] for number in range(1 << COUNT)]
     for step in steps:
         if step[0] == "unite":
             _, a, b, ratio, _ = step
-            sign = 1 if ratio > 0 else -1  # type: ignore[operator]
-            everything = [s for s in everything if s[a] == sign * s[b]]  # type: ignore[index]
+            sign = 1 if ratio > 0 else -1
+            everything = [s for s in everything if s[a] == sign * s[b]]
         elif step[0] == "sign":
-            everything = [s for s in everything if s[step[1]] == step[2]]  # type: ignore[index]
+            everything = [s for s in everything if s[step[1]] == step[2]]
     return everything
 
 
-def _magnitudes(steps: list[tuple[object, ...]]) -> list[Fraction | None]:
+def _magnitudes(steps: list[tuple[Any, ...]]) -> list[Fraction | None]:
     """Of every unknown, None where it is open; empty if they contradict each other.
 
     All numbers here are products of 2, 3 and 5, so that the exponents of each prime are a system of sums.
@@ -160,9 +162,9 @@ def _magnitudes(steps: list[tuple[object, ...]]) -> list[Fraction | None]:
             if kind == "unite":
                 equation = {first: Fraction(1)}
                 equation[rest[0]] = equation.get(rest[0], Fraction(0)) - 1
-                possible = system.add(equation, _exponent(prime, rest[1]))  # type: ignore[arg-type]
+                possible = system.add(equation, _exponent(prime, rest[1]))
             else:
-                possible = kind == "sign" or system.add({first: Fraction(1)}, _exponent(prime, rest[0]))  # type: ignore[arg-type, dict-item]
+                possible = kind == "sign" or system.add({first: Fraction(1)}, _exponent(prime, rest[0]))
             if not possible:
                 return []
         for unknown, exponent in enumerate(map(system.value, range(COUNT))):
@@ -185,7 +187,7 @@ def _exponent(prime: int, number: Fraction) -> Fraction:
 @given(st.booleans().flatmap(lambda signed: st.tuples(
     st.just(signed), *(scale_steps if signed else shift_steps for _ in range(2))
 )))  # fmt: skip
-def test_rollback_restores_everything(drawn: tuple[bool, list[tuple[object, ...]], list[tuple[object, ...]]]) -> None:
+def test_rollback_restores_everything(drawn: tuple[bool, list[tuple[Any, ...]], list[tuple[Any, ...]]]) -> None:
     signed, before, offer = drawn
     system = new(signed)
     for step in before:
@@ -199,7 +201,7 @@ def test_rollback_restores_everything(drawn: tuple[bool, list[tuple[object, ...]
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(shift_steps)
-def test_compress_changes_no_value(steps: list[tuple[object, ...]]) -> None:
+def test_compress_changes_no_value(steps: list[tuple[Any, ...]]) -> None:
     system = new(signed=False)
     for step in steps:
         apply(system, step)
