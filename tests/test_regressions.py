@@ -84,6 +84,14 @@ NUMBERS = [
           "x[N,3,6,6] -> y | h = Conv(x, w[4,3,1,1]); a = BN4+(h); r = Relu(a); "
           "p = Conv<pads=[1,1,1,1]>(r, v[4,4,3,3]); s = Add(p, h); c = BN4+(s); d = Relu(c); "
           "y = Conv<pads=[1,1,1,1]>(d, u[2,4,3,3])", 1, values={"a_gain": [1e-6, 1.0, 1.0, 1.0]}),
+
+    # two in a row that stay become one, unless their product is no float32: that was a crash
+    Probe("chain-underflows", "", "x[N,4,3,3] -> y | h = BN4(x); y = BN4(h)", 2,
+          values={"h_gamma": 1e-25, "y_gamma": 1e-25, "h_var": 1.0, "y_var": 1.0}),
+    Probe("chain-overflows", "", "x[N,4,3,3] -> y | h = BN4(x); r = Sigmoid(h); y = BN4(r)", 2, scale=1e-25,
+          values={"h_gamma": 1e25, "y_gamma": 1e25, "h_var": 1.0, "y_var": 1.0, "h_beta": 0, "h_mean": 0}),
+    Probe("chain-overflows-together", "", "x[N,4,3,3] -> y | h = BN4(x); y = BN4(h)", 2, scale=1e-25,
+          values={"h_gamma": 1e25, "y_gamma": 1e25, "h_var": 1.0, "y_var": 1.0, "h_beta": 0, "h_mean": 0}),
 ]  # fmt: skip
 
 CASES = [*RANKS, *SIDES, *DEAD, *KEPT, *NUMBERS]
@@ -97,3 +105,15 @@ def test_regression(probe: Probe) -> None:
     onnx.checker.check_model(folded, full_check=True)
     assert_same_function(model, folded, probe.batches())
     assert left(folded).total <= probe.left
+
+
+def test_untouched_bias_behind_matmul_stays_as_it_is() -> None:
+    """It was taken for a new one: another initializer, another input of the Add, though nothing had changed."""
+    text = "x[N,3,5,5] -> y, z | h = Conv(x, w[4,3,3,3]); y = BN4(h); m = MatMul(x, v[5,2]); z = Add(m, k[2])"
+    model = Probe("untouched-matmul-add", "", text).model()
+    folded = to_proto(fold_model(wrap(model), Options()).model)
+    assert list(folded.graph.node)[-2:] == list(model.graph.node)[-2:]
+    kept = {tensor.name: tensor for tensor in folded.graph.initializer}
+    assert all(kept[tensor.name] == tensor for tensor in model.graph.initializer if tensor.name in ("v", "k"))
+    alone = Probe("matmul-add-alone", "", "x[N,5] -> z | m = MatMul(x, v[5,2]); z = Add(m, k[2])").model()
+    assert to_proto(fold_model(wrap(alone), Options()).model) == alone

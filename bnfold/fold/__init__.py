@@ -127,6 +127,9 @@ def _culprits(plans: list[Plan], trouble: Unrepresentable) -> Barred:
         *(class_keys(plan.ties, held) for held in ((edit.linear.rows, edit.linear.columns) if edit else ()))
     )
     ops = [op for op in plan.decision.accepted if node in op.nodes or _touches(plan, op.target, touched)]
+    merged = next((op for op in plan.ties.affines if node in op.nodes and len(op.nodes) > 1), None)
+    if not ops and merged is not None:  # a chain that stays, as one op
+        return {(node.scope.label, n.index): refusal for n in merged.nodes}
     ops = ops or list(plan.decision.accepted)
     if not ops:
         raise trouble

@@ -1,10 +1,10 @@
 """Which affine ops go, and what each refusal ran into.
 
 One op after the other is offered to the solver: it goes if its two equations contradict nothing,
-else it stays and is a cut.  A refused offer leaves no trace.  The order matters, and neither
-topological nor reverse is always the better one: both are tried, and each region of the graph (ops
-that share unknowns) gets the order that leaves fewer of its ops.  Ops that only one linear node
-feeds never compete: they became part of it when its ties were stated.
+else it stays and is a cut.  A refused offer leaves no trace.  The order matters, and none is always
+the best: topological, reverse, and those first that the first order refused are tried, and each
+region of the graph (ops that share unknowns) gets the order that leaves fewest of its ops.  Ops that
+only one linear node feeds never compete: they became part of it when its ties were stated.
 """
 
 from __future__ import annotations
@@ -44,38 +44,41 @@ class Decision:
 def accept(ties: Ties) -> Decision:
     """Decide on all affine ops of the scope; the solver is left in the state of the decision."""
     ops = ties.affines
-    order: Iterable[Affine] = ops
     trial = _Run(ties)
     trial.offer_all(ops)
     if trial.decision.refused and len(ops) > 1:
-        forward = {op: trial.decision.accepted.get(op) for op in ops}
+        orders = [ops, ops[::-1], sorted(ops, key=lambda op: op not in trial.decision.refused)]
+        outcomes = [set(trial.decision.accepted)]
         trial.undo()
         regions = _regions(ties)
+        for order in orders[1:]:
+            trial = _Run(ties)
+            trial.offer_all(order)
+            outcomes.append(set(trial.decision.accepted))
+            trial.undo()
         trial = _Run(ties)
-        trial.offer_all(reversed(ops))
-        backward = {op: trial.decision.accepted.get(op) for op in ops}
-        trial.undo()
-        order = _better_order(ops, regions, forward, backward)
-        trial = _Run(ties)
-        trial.offer_all(order)
+        trial.offer_all(_best_order(regions, orders, outcomes))
     trial.offer_parts()
     return trial.decision
 
 
-def _better_order(
-    ops: list[Affine], regions: list[int], forward: dict[Affine, str | None], backward: dict[Affine, str | None]
-) -> list[Affine]:
-    gain: dict[int, int] = {}
-    for op, region in zip(ops, regions, strict=True):
-        gain[region] = gain.get(region, 0) + len(op.nodes) * (
-            (backward[op] is not None) - (forward[op] is not None)
-        )
-    early = [op for op, region in zip(ops, regions, strict=True) if gain[region] <= 0]
-    late = [op for op, region in zip(ops, regions, strict=True) if gain[region] > 0]
-    return early + late[::-1]
+def _best_order(regions: dict[Affine, int], orders: list[list[Affine]], outcomes: list[set[Affine]]) -> list[Affine]:
+    """Each region in the order that removes most of it; the first of them where several do."""
+    gain: dict[int, list[int]] = {}
+    for op, region in regions.items():
+        gains = gain.setdefault(region, [0] * len(orders))
+        for number, accepted in enumerate(outcomes):
+            gains[number] += _worth(op) * (op in accepted)
+    choice = {region: gains.index(max(gains)) for region, gains in gain.items()}
+    return [op for number, order in enumerate(orders) for op in order if choice[regions[op]] == number]
 
 
-def _regions(ties: Ties) -> list[int]:
+def _worth(op: Affine) -> int:
+    """How many ops it leaves if it stays: a chain with a BN becomes one BN."""
+    return 1 if any(node.op == "BatchNormalization" for node in op.nodes) else sum(op.absorbs)
+
+
+def _regions(ties: Ties) -> dict[Affine, int]:
     """A number for each op; ops share it if a chain of shared, undecided unknowns leads from one to the other."""
     owner: dict[tuple[str, int], int] = {}
     group = list(range(len(ties.affines)))
@@ -98,7 +101,7 @@ def _regions(ties: Ties) -> list[int]:
         owners = [top(owner[("shift", root)]) for root in shared if ("shift", root) in owner]
         for other in owners[1:]:
             group[top(other)] = top(owners[0])
-    return [top(index) for index in range(len(ties.affines))]
+    return {op: top(index) for index, op in enumerate(ties.affines)}
 
 
 class _Run:

@@ -50,9 +50,9 @@ def _affine_entry(plan: Plan, edit: AffineEdit, node: Node, takers: dict[tuple[s
     left = edit.ops_left
     if edit.left in ("same", "all") and refusal is not None:
         if node.op == "BatchNormalization" and "BatchNormalization" in left:
-            norms = [n for n in edit.op.nodes if n.op == "BatchNormalization"]
-            if node is not norms[0]:
-                return _entry(plan, node, "folded", "backward", (norms[0].name,))
+            first = next(n for n in edit.op.nodes if n.op == "BatchNormalization")
+            if node is not first:
+                return _entry(plan, node, "folded", "backward", (first.name,))
         return Entry(
             node.name, node.op, plan.scope.label, "kept", reason=refusal.code, obstacle=refusal.obstacle,
             sentence=refusal.sentence,

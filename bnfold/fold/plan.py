@@ -14,7 +14,7 @@ from bnfold.fold.accept import BOTH, SCALE, SHIFT, Decision
 from bnfold.fold.dead import Dead, DeadColumns, DeadRows
 from bnfold.fold.roots import choose_roots, rows_of
 from bnfold.fold.ties import Affine, Coordinates, Linear, Ties
-from bnfold.fold.union_find import Floats, Ids
+from bnfold.fold.union_find import Floats, Ids, total
 from bnfold.graph import Scope, Value
 
 
@@ -50,9 +50,19 @@ class LinearEdit:
         return bool((self.factor != 1).any() or (self.column_scale != 1).any() or self.dead_columns.size)
 
     @property
+    def keeps_add(self) -> bool:
+        """True if the node's bias is the one Add (or Sub) behind it, and that stays as it is."""
+        chain = self.linear.chain
+        return bool(
+            chain is not None and len(chain.nodes) == 1 and chain.nodes[0].op in ("Add", "Sub") and self.b.any()
+            and self.linear.bias_input is None and not self.linear.table
+            and (self.factor == 1).all() and not self.shift.any() and not self.column_shift.any()
+        )  # fmt: skip
+
+    @property
     def changes_bias(self) -> bool:
         """False if the bias stays to the bit."""
-        return bool(
+        return not self.keeps_add and bool(
             (self.factor != 1).any() or self.b.any() or self.shift.any() or self.column_shift.any()
             or self.dead_rows.size
         )  # fmt: skip
@@ -152,6 +162,7 @@ def _linear_edit(values: _Values, linear: Linear, dead: list[Dead]) -> LinearEdi
             scale[entry.rows] = values.scale[entry.scale]
             shift[entry.rows] = values.shift[entry.shift]
             b[entry.rows] = entry.constant
+    shift = np.where(total(np.stack([b, shift])) == 0, 0.0 - b, shift)  # then no Add is needed
     return LinearEdit(
         linear, a, b, scale, shift, column_scale, column_shift, np.concatenate(rows), np.concatenate(columns)
     )

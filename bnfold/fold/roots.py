@@ -109,7 +109,10 @@ def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
 
 
 def _elect(system: UnionFind, root: Ids, wanted: Floats, weight: Floats) -> None:
-    """Give each root the value with the most votes; equal values up to rounding count together."""
+    """Give each root the value with the most votes; equal values up to rounding count together.
+
+    A tie goes to the first voter, so that the channels of a tensor agree: a bias vanishes only if all of it does.
+    """
     if not root.size:
         return
     key = np.round(wanted, 12 - np.floor(np.log10(np.abs(wanted).max() + 1e-300)).astype(int).clip(-12, 12))
@@ -117,7 +120,7 @@ def _elect(system: UnionFind, root: Ids, wanted: Floats, weight: Floats) -> None
     root, wanted, weight, key = root[order], wanted[order], weight[order], key[order]
     starts = np.flatnonzero(np.r_[True, (root[1:] != root[:-1]) | (key[1:] != key[:-1])])
     votes = np.add.reduceat(weight, starts)
-    best = np.lexsort((-votes, root[starts]))
+    best = np.lexsort((order[starts], -votes, root[starts]))
     first = best[np.unique(root[starts][best], return_index=True)[1]]
     chosen = starts[first]
     if system.signed:

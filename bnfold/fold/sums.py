@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.fold.union_find import Conflict, Floats, Ids, UnionFind
+from bnfold.fold.union_find import Conflict, Floats, Ids, UnionFind, total
 
 # A coefficient this small beside the others is the rounding error of one that cancelled.
 NOTHING = 1e-12
@@ -133,7 +133,7 @@ class Sums:
         known = self._shift.known[root]
         weight = block.coefficient[:, None] * alpha
         have = ~np.isnan(known)
-        constant = (block.coefficient[:, None] * beta + np.where(have, weight * np.nan_to_num(known), 0.0)).sum(0)
+        constant = total(block.coefficient[:, None] * beta + np.where(have, weight * np.nan_to_num(known), 0.0))
         weight = np.where(have, 0.0, weight)
         for left in range(len(weight)):  # the same class twice in a row counts once
             for right in range(left + 1, len(weight)):

@@ -26,6 +26,15 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 # errors per step (2^-53 each): far below this.  Statistics that really differ are far above it.
 TOLERANCE = 1e-12
 
+# What is left of terms that cancel, as a part of their size: rounding errors, and no shift to spend an Add on.
+RESIDUE = 2.0**-45
+
+
+def total(terms: Floats, axis: int = 0) -> Floats:
+    """Their sum along an axis; exactly 0 where they cancel but for rounding."""
+    result = terms.sum(axis)
+    return np.where(np.abs(result) <= RESIDUE * np.abs(terms).sum(axis), 0.0, result)
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -97,7 +106,7 @@ class UnionFind:
         if self.signed:
             sign = self.sign[root]
             return alpha * np.where(sign == 0, np.nan, sign) * value
-        return alpha * value + beta
+        return total(np.stack([alpha * value, beta]))
 
     # -- transactions ---------------------------------------------------------------------------
 

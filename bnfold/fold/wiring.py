@@ -45,6 +45,8 @@ class Wiring:
 
     def _linear(self, edit: LinearEdit) -> None:
         linear, chain = edit.linear, edit.linear.chain
+        if edit.keeps_add:
+            return
         bias = self._created.get((edit, "bias"))
         target = chain.target if chain else linear.output
         inner = [linear.output, *(node.output() for node in chain.nodes[:-1])] if chain else []
