@@ -97,7 +97,7 @@ class UnionFind:
         if self.signed:
             sign = self.sign[root]
             return alpha * np.where(sign == 0, np.nan, sign) * value
-        return alpha * value + beta
+        return _sum(alpha * value, beta)
 
     # -- transactions ---------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class UnionFind:
         tags = np.broadcast_to(np.asarray(tag, np.int64), ids.shape)
         if value is not None:
             value = np.broadcast_to(np.asarray(value, np.float64), ids.shape)
-            implied = np.abs(value / alpha) if self.signed else (value - beta) / alpha
+            implied = np.abs(value / alpha) if self.signed else _sum(value, -beta) / alpha
             conflict = self._pin_values(root, implied, np.abs(value) + np.abs(beta), np.abs(alpha), tags)
             if conflict is not None:
                 return conflict
@@ -256,3 +256,9 @@ class UnionFind:
             self.beta[ids] += self.alpha[ids] * self.beta[parent]
             self.alpha[ids] *= self.alpha[parent]
             self.parent[ids] = above
+
+
+def _sum(one: Floats, other: Floats) -> Floats:
+    """Their sum, and 0 where all that is left is the rounding error of two that cancelled."""
+    total = one + other
+    return np.where(np.abs(total) <= TOLERANCE * np.abs(other), 0.0, total)
