@@ -57,7 +57,7 @@ def squeeze(b: Builder, x: Value) -> None:
         op = "Squeeze"
     else:
         axes, op = [b.integer(0, x.rank)], "Unsqueeze"
-    if b.chance(2):
+    if b.opset >= 11 and b.chance(2):
         axes = [axis - x.rank - (op == "Unsqueeze") for axis in axes]
     if b.opset < 13:
         b.one(op, x, axes=axes)

@@ -66,6 +66,9 @@ DEAD = [
                   "g_var": 1.0 - 1e-5}),
     Probe("dead-scalar-and-vector", "",
           "x[N,4,4,4] -> y | a = Mul(x, c[]); h = Add(a, k[4,1,1]); y = Conv(h, w[2,4,1,1])", values={"c": 0.0}),
+    # a dead channel can go into the producer's row by way of a pool (nothing needed that route)
+    Probe("dead-before-a-pool", "", "x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = GlobalAveragePool(h); y = BN4(p)",
+          values={"y_gamma": [1.0, 0.0, -1.0, 1.0]}),
     # rows of an LSTM have no coordinates
     Probe("dead-behind-lstm", "",
           "x[5,N,3] -> y | h, a, c = LSTM<hidden_size=4>(x, w[1,16,3], r[1,16,4]); s = Squeeze(h, ax:int64[1]={1});"
