@@ -5,6 +5,7 @@ The notation is that of `probe_text`; the last number is how many per-channel op
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto
@@ -12,6 +13,7 @@ from oracle import assert_same_function, left
 from probe_text import Probe
 from probes import overridable
 
+from bnfold.constants import unit_roundoff
 from bnfold.fold import Options, fold_model
 from bnfold.fold.union_find import UnionFind
 from bnfold.model_file import to_proto, wrap
@@ -39,6 +41,10 @@ RANKS = [
 ]  # fmt: skip
 
 SIDES = [
+    # coordinates along the axis that a pool slides over have to be one; the pool keeps the size, so shapes don't tell
+    Probe("average-over-the-columns", "",
+          "x[N,3,4,4] -> y | h = MatMul(x, w[4,4]); p = AveragePool<kernel_shape=[1,3], pads=[0,1,0,1]>(h);"
+          "t = Transpose<perm=[0,3,1,2]>(p); y = BN4(t)", 1),
     # only the first input was tied: the scales of Resize are computed and may not be rescaled
     Probe("resize-computed-scales", "",
           'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); s = Shape<start=0, end=1>(x); f = Cast<to=1>(s); o = Div(f, f);'
@@ -168,3 +174,8 @@ def test_what_cancels_is_zero() -> None:
     shifts.pin(ids[1:], 3.0)
     assert -0.1 * 3.0 + 0.3 != 0
     assert shifts.values(ids[:1]) == 0
+
+
+def test_unit_roundoff() -> None:
+    """Half an ulp of 1: every noise floor is made of it."""
+    assert [unit_roundoff(np.dtype(name)) for name in ("float16", "float32", "float64")] == [2**-11, 2**-24, 2**-53]
