@@ -45,6 +45,10 @@ SIDES = [
     Probe("average-over-the-columns", "",
           "x[N,3,4,4] -> y | h = MatMul(x, w[4,4]); p = AveragePool<kernel_shape=[1,3], pads=[0,1,0,1]>(h);"
           "t = Transpose<perm=[0,3,1,2]>(p); y = BN4(t)", 1),
+    # a constant that is as long as the channels, but makes the value larger: it does more than scale
+    Probe("constant-that-widens", "",
+          "x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = GlobalAveragePool(h); q = Mul(p, k[1,1,4]);"
+          "y = Conv(q, v[2,4,1,1])", 1, values={"k": 2.0}),
     # only the first input was tied: the scales of Resize are computed and may not be rescaled
     Probe("resize-computed-scales", "",
           'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); s = Shape<start=0, end=1>(x); f = Cast<to=1>(s); o = Div(f, f);'
