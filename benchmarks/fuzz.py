@@ -4,7 +4,8 @@
 
 Model number k is made from seed + k, so that every failure can be made again (`--show` prints the model and the
 trouble).  What fails is cut down: outputs and nodes are left out, one after the other, as long as it goes on failing
-in the same way.  Exit code 1 if anything failed.
+in the same way.  At the end: how often each op was drawn, and how often a fold went into or through it, since what
+never moves is never tested.  Exit code 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from onnx import ModelProto
 from random_graphs import Seeded, random_model
 from referee import Array
 from test_random_graphs import check_fold
+
+from bnfold.fold import Folding
 
 Case = tuple[ModelProto, dict[str, Array]]
 
@@ -49,6 +52,8 @@ def main() -> int:
 def _run(seed: int, examples: int, end: float) -> int:
     failures: dict[str, list[int]] = {}
     counts: Counter[str] = Counter()
+    drawn: Counter[str] = Counter()
+    moved: Counter[str] = Counter()
     for number in range(seed, seed + examples):
         if time.monotonic() > end:
             break
@@ -57,9 +62,12 @@ def _run(seed: int, examples: int, end: float) -> int:
             counts["led nowhere"] += 1
             continue
         counts["models"] += 1
-        what, gone = trouble(case)
-        counts["BatchNorm"] += gone[0]
-        counts["of them folded"] += gone[1]
+        what, folding = trouble(case)
+        if folding is not None:
+            report = folding.report
+            counts["BatchNorm"] += report.before.batch_norms
+            counts["of them folded"] += report.before.batch_norms - report.after.batch_norms
+            _count_ops(folding, drawn, moved)
         if what:
             if what not in failures:
                 say(f"seed {number}: {what}")
@@ -67,20 +75,31 @@ def _run(seed: int, examples: int, end: float) -> int:
         if number % 500 == 499:
             say(f"{number + 1 - seed} seeds, {sum(map(len, failures.values()))} failures")
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    print("ops, moved of drawn:", ", ".join(f"{op} {moved[op]}/{count}" for op, count in sorted(drawn.items())))
     for what, seeds in sorted(failures.items(), key=lambda item: -len(item[1])):
         print(f"{len(seeds):5d} × {what}: seeds {', '.join(map(str, seeds[:6]))}")
     return 1 if failures else 0
 
 
-def trouble(case: Case) -> tuple[str, tuple[int, int]]:
-    """What is wrong, in a line without numbers ('' if nothing is); how many BatchNorms there were, and went."""
+def trouble(case: Case) -> tuple[str, Folding | None]:
+    """What is wrong, in a line without numbers; or '' and the folding."""
     try:
-        report = check_fold(*case).report
+        return "", check_fold(*case)
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = "".join(c for c in str(error).split("\n")[0] if not c.isdigit() and c not in ".+-")[:70]
-        return f"{type(error).__name__} {frame.filename.rsplit('/', 1)[-1]} {frame.name}: {text}", (0, 0)
-    return "", (report.before.batch_norms, report.before.batch_norms - report.after.batch_norms)
+        return f"{type(error).__name__} {frame.filename.rsplit('/', 1)[-1]} {frame.name}: {text}", None
+
+
+def _count_ops(folding: Folding, drawn: Counter[str], moved: Counter[str]) -> None:
+    """Add the ops of the original, and those of them that read or write a value in other coordinates."""
+    for plan in folding.plans:
+        away = {name for name, (scale, shift) in plan.maps.items() if (scale != 1).any() or shift.any()}
+        edited = {edit.linear.node for edit in plan.linears if edit.changes_weight or edit.changes_bias}
+        for node in plan.scope.nodes:
+            values = [value.name for value in (*node.inputs, *node.outputs) if value is not None]
+            drawn[node.op] += 1
+            moved[node.op] += node in edited or not away.isdisjoint(values)
 
 
 # -- cutting down -----------------------------------------------------------------------------------

@@ -84,7 +84,10 @@ class Shapes:
         """TensorProto data type, 0 if unknown."""
         if value.tensor is not None:
             return int(value.tensor.data_type)
-        return self._analyses[0].types.get(scope.label, {}).get(value.name, 0)
+        found = self._analyses[0].types.get(scope.label, {}).get(value.name, 0)
+        if not found and value.outer is not None and scope.parent is not None:  # captured: inference says it outside
+            return self.element_type(scope.parent, value.outer)
+        return found
 
     def constants(self, scope: Scope, case: int | None = None) -> Constants:
         """Constants of a scope under static shapes, or under those of one analysis."""

@@ -57,7 +57,7 @@ def squeeze(b: Builder, x: Value) -> None:
         op = "Squeeze"
     else:
         axes, op = [b.integer(0, x.rank)], "Unsqueeze"
-    if b.chance(2):
+    if b.opset >= 11 and b.chance(2):
         axes = [axis - x.rank - (op == "Unsqueeze") for axis in axes]
     if b.opset < 13:
         b.one(op, x, axes=axes)
@@ -115,6 +115,10 @@ def slice_(b: Builder, x: Value) -> None:
     start = b.integer(0, size - 1)
     step = b.pick([1, 1, 2, -1, -2])
     end = b.integer(start + 1, size + 1) if step > 0 else b.pick([-size - 1, -(1 << 40), max(start - 2, 0) - size - 1])
+    if b.opset < 10:
+        if step == 1:
+            b.one("Slice", x, starts=[start], ends=[end], axes=[axis])
+        return
     b.one("Slice", x, b.integers([start]), b.integers([end]), b.integers([axis]), b.integers([step]))
 
 
@@ -157,6 +161,9 @@ def pad(b: Builder, x: Value) -> None:
     first = 0 if mode == "constant" and b.chance(2) else min(2, x.rank - 1)
     amounts = [0 if k % x.rank < first or not b.chance(2) else 1 for k in range(2 * x.rank)]
     if mode == "reflect" and any(amount and x.shape[k % x.rank] < 2 for k, amount in enumerate(amounts)):
+        return
+    if b.opset < 11:
+        b.one("Pad", x, pads=amounts, mode=mode)
         return
     value = [b.constant(b.pick([0.0, 0.0, 0.5]), b.name("w"), x.dtype)] if mode == "constant" and b.chance(2) else []
     b.one("Pad", x, b.integers(amounts), *value, mode=mode)

@@ -26,13 +26,51 @@ def grow(b: Builder) -> None:
     if b.chance(8):
         with suppress(Misfit):
             embedding(b, dtype)
+    framed = b.chance(2)
+    if framed:  # what lies between two linear nodes is free to move
+        linear(b, b.values[0])
     for _ in range(b.integer(2, 9)):
         near = b.values[-3:] if b.chance(2) else b.values[-1:]
         with suppress(Misfit):
             b.pick(MOVES)(b, b.pick(b.values if b.chance(3) else near))
+    if framed:
+        read = {name for node in b.nodes for name in node.input}
+        for value in [v for v in b.values if v.name not in read]:
+            linear(b, value)
 
 
 # -- linear -----------------------------------------------------------------------------------------
+
+
+def linear(b: Builder, x: Value) -> None:
+    """Whatever linear node fits."""
+    with suppress(Misfit):
+        b.pick({2: [gemm, matmul], 3: [conv, matmul, recurrent], 4: [conv, conv, conv, conv_transpose]}
+               .get(x.rank, [matmul]))(b, x)  # fmt: skip
+
+
+def sandwich(b: Builder, x: Value) -> None:
+    """Linear, something, BN, linear: a fold that has to find its way through what is between."""
+    linear(b, x)
+    for _ in range(b.integer(1, 2)):
+        with suppress(Misfit):
+            b.pick(BETWEEN)(b, b.values[-1])
+    batch_norm(b, b.values[-1])
+    if b.chance(2):
+        with suppress(Misfit):
+            b.pick(BETWEEN)(b, b.values[-1])
+    linear(b, b.values[-1])
+
+
+def quantised(b: Builder, x: Value) -> None:
+    """A Conv whose weight is integers behind a DequantizeLinear."""
+    if x.rank != 4 or x.dtype != "float" or b.opset < 13:
+        return
+    shape = (x.shape[1], x.shape[1], 1, 1)
+    weight = b.constant(b.rng.integers(-100, 100, shape).astype(np.int8), b.name("w"))
+    wide = b.one("DequantizeLinear", weight, b.constant(np.float32(0.01), b.name("w")))
+    b.one("Conv", x, wide)
+    b.values.remove(wide)
 
 
 def conv(b: Builder, x: Value) -> None:
@@ -125,8 +163,20 @@ def batch_norm(b: Builder, x: Value) -> None:
         return
     kinds = ("gain", "normal", "normal", "variance")
     dtype = "float" if x.dtype in ("float16", "bfloat16") and b.opset >= 15 and b.chance(3) else x.dtype
-    parameters = [b.weight((x.shape[1],), dtype, kind) for kind in kinds]
-    b.one("BatchNormalization", x, *parameters, epsilon=b.pick([1e-5, 1e-3]))
+    each = b.opset < 9 and b.chance(4)  # a number for each pixel: spatial = 0
+    parameters = [b.weight(x.shape[1:] if each else (x.shape[1],), dtype, kind) for kind in kinds]
+    b.one("BatchNormalization", x, *parameters, epsilon=b.pick([1e-5, 1e-3]), **({"spatial": 0} if each else {}))
+
+
+def written_out(b: Builder, x: Value) -> None:
+    """BN as some exporters write it: (x - mean) / deviation * gamma + beta."""
+    if x.rank < 2:
+        return
+    shape = (x.shape[1], *(1,) * (x.rank - 2))
+    x = b.one("Sub", x, b.weight(shape, x.dtype))
+    x = b.one(b.pick(["Mul", "Div"]), x, b.weight(shape, x.dtype, "deviation"))
+    x = b.one("Mul", *b.pick([(x, w := b.weight(shape, x.dtype, "gain")), (w, x)]))
+    b.one("Add", x, b.weight(shape, x.dtype))
 
 
 def arithmetic(b: Builder, x: Value) -> None:
@@ -145,12 +195,21 @@ def arithmetic(b: Builder, x: Value) -> None:
 
 def elementwise(b: Builder, x: Value) -> None:
     op = b.pick(["Relu", "Relu", "Relu", "LeakyRelu", "PRelu", "Clip", "Abs", "Neg", "Tanh", "Erf", "Dropout",
-                 "Identity", *BLOCKS])  # fmt: skip
+                 "Identity", "Max", "CastLike", "Sin", "Softsign", *BLOCKS])  # fmt: skip
     if op == "PRelu":
         shape = b.pick([(1,), (x.shape[1], *(1,) * (x.rank - 2))]) if x.rank > 1 else (1,)
         b.one(op, x, b.weight(shape, x.dtype))
     elif op == "Clip":
-        b.one(op, x, b.constant(0.0, b.name("w"), x.dtype), *b.pick([[], [b.constant(1.5, b.name("w"), x.dtype)]]))
+        high = b.pick([None, None, 1.5, np.inf])
+        if b.opset < 11:
+            b.one(op, x, min=0.0, **({} if high is None else {"max": high}))
+        else:
+            bounds = [0.0] if high is None else [0.0, high]
+            b.one(op, x, *(b.constant(bound, b.name("w"), x.dtype) for bound in bounds))
+    elif op == "Max":
+        b.one(op, x, b.constant(0.0, b.name("w"), x.dtype))
+    elif op == "CastLike":
+        b.one(op, x, b.pick(b.values))
     elif op != "Exp" or x.dtype == "float":
         b.one(op, x, **({"alpha": 0.2} if op == "LeakyRelu" else {}))
 
@@ -185,6 +244,10 @@ def reduce(b: Builder, x: Value) -> None:
 
 def resize(b: Builder, x: Value) -> None:
     if x.rank != 4 or x.dtype not in ("float", "double"):
+        return
+    if b.opset < 10:
+        grown = b.constant(np.array([1, 1, 2, b.integer(1, 2)], np.float32), b.name("w"))
+        b.one("Upsample", x, *([grown] if b.opset == 9 else []), **({} if b.opset == 9 else {"scales": [1.0, 1, 2, 2]}))
         return
     scales = [1.0, float(b.chance(6) + 1), float(b.integer(1, 2)), float(b.integer(1, 2))]
     mode = b.pick(["nearest", "linear", "cubic"])
@@ -261,6 +324,33 @@ def branch(b: Builder, x: Value) -> None:
     b.append(node, [result])
 
 
+def loop(b: Builder, x: Value) -> None:
+    """A Loop that normalises and convolves what it carries."""
+    if x.rank != 4 or b.opset < 11:
+        return
+    count = len(b.nodes), len(b.values)
+    carried = Value(b.name("v"), x.shape, x.dtype)
+    b.values.append(carried)
+    batch_norm(b, carried)
+    b.one("Conv", b.values[-1], b.weight((x.shape[1], x.shape[1], 1, 1), x.dtype))
+    b.pick([batch_norm, residual])(b, b.pick([b.values[-1], x]))
+    out = b.values[-1]
+    on, still = b.name("c"), b.name("c")
+    infos = [
+        helper.make_tensor_value_info(b.name("k"), TensorProto.INT64, []),
+        helper.make_tensor_value_info(on, TensorProto.BOOL, []),
+        helper.make_tensor_value_info(carried.name, ELEMENT[x.dtype], x.shape),
+        helper.make_tensor_value_info(still, TensorProto.BOOL, []),
+        helper.make_tensor_value_info(out.name, ELEMENT[x.dtype], [None] * x.rank),
+    ]
+    nodes = [*b.nodes[count[0] :], helper.make_node("Identity", [on], [still], still)]
+    body = helper.make_graph(nodes, on, infos[:3], infos[3:])
+    del b.nodes[count[0] :], b.values[count[1] :]
+    result = Value(b.name("v"), x.shape, x.dtype)
+    inputs = [b.integers(2), b.constant(np.array(True), b.name("c")), x.name]
+    b.append(helper.make_node("Loop", inputs, [result.name], b.name("Loop_"), body=body), [result])
+
+
 def cast(b: Builder, x: Value) -> None:
     if b.chance(2):
         b.one("Cast", x, to=b.pick([TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE]))
@@ -270,5 +360,7 @@ from random_layout import LAYOUT  # noqa: E402  (its moves are built with the sa
 
 MOVES: list[Move] = [
     *[conv] * 6, conv_transpose, *[gemm] * 3, *[matmul] * 3, recurrent, *[batch_norm] * 8, *[arithmetic] * 4,
+    written_out, *[sandwich] * 6, quantised, loop,
     *[elementwise] * 5, *[pool] * 2, reduce, resize, *[join] * 4, *[residual] * 2, gate, branch, cast, *LAYOUT,
 ]  # fmt: skip
+BETWEEN: list[Move] = [*[elementwise] * 4, *[pool] * 2, *[reduce] * 2, resize, *[join] * 3, gate, arithmetic, *LAYOUT]

@@ -105,16 +105,17 @@ def as_float64(model: ModelProto) -> ModelProto:
     return wide
 
 
-def settle_constants(model: ModelProto) -> ModelProto:
+def settle_constants(model: ModelProto, fed: bool = True) -> ModelProto:
     """A copy whose main graph has the values of its expressions of constants as initializers.
 
+    Initializers that are inputs too are none of these, unless nobody is to feed them (``fed=False``).
     Expressions that the evaluator can't compute stay as they are.
     """
     settled = ModelProto()
     settled.CopyFrom(model)
     graph = settled.graph
     values: dict[str, Any] = {t.name: t for t in graph.initializer}
-    for value in graph.input:
+    for value in graph.input if fed else ():
         values.pop(value.name, None)
     rest = []
     for node in graph.node:
@@ -142,7 +143,7 @@ def _constant_outputs(
     try:
         with np.errstate(all="ignore"):
             made = onnx.helper.make_model(part, opset_imports=model.opset_import, functions=model.functions)
-            computed = ReferenceEvaluator(made).run(None, {})
+            computed = ReferenceEvaluator(made, new_ops=[_batch_normalization()]).run(None, {})
     except Exception:  # operators of other domains, or older than the evaluator knows
         return None
     return [numpy_helper.from_array(np.asarray(v), o.name) for v, o in zip(computed, outputs, strict=True)]

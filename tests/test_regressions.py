@@ -5,12 +5,17 @@ The notation is that of `probe_text`; the last number is how many per-channel op
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
+from onnx import ModelProto
 from oracle import assert_same_function, left
 from probe_text import Probe
+from probes import overridable
 
+from bnfold.constants import unit_roundoff
 from bnfold.fold import Options, fold_model
+from bnfold.fold.union_find import UnionFind
 from bnfold.model_file import to_proto, wrap
 
 RANKS = [
@@ -36,6 +41,14 @@ RANKS = [
 ]  # fmt: skip
 
 SIDES = [
+    # coordinates along the axis that a pool slides over have to be one; the pool keeps the size, so shapes don't tell
+    Probe("average-over-the-columns", "",
+          "x[N,3,4,4] -> y | h = MatMul(x, w[4,4]); p = AveragePool<kernel_shape=[1,3], pads=[0,1,0,1]>(h);"
+          "t = Transpose<perm=[0,3,1,2]>(p); y = BN4(t)", 1),
+    # a constant that is as long as the channels, but makes the value larger: it does more than scale
+    Probe("constant-that-widens", "",
+          "x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = GlobalAveragePool(h); q = Mul(p, k[1,1,4]);"
+          "y = Conv(q, v[2,4,1,1])", 1, values={"k": 2.0}),
     # only the first input was tied: the scales of Resize are computed and may not be rescaled
     Probe("resize-computed-scales", "",
           'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); s = Shape<start=0, end=1>(x); f = Cast<to=1>(s); o = Div(f, f);'
@@ -63,6 +76,9 @@ DEAD = [
                   "g_var": 1.0 - 1e-5}),
     Probe("dead-scalar-and-vector", "",
           "x[N,4,4,4] -> y | a = Mul(x, c[]); h = Add(a, k[4,1,1]); y = Conv(h, w[2,4,1,1])", values={"c": 0.0}),
+    # a dead channel can go into the producer's row by way of a pool (nothing needed that route)
+    Probe("dead-before-a-pool", "", "x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = GlobalAveragePool(h); y = BN4(p)",
+          values={"y_gamma": [1.0, 0.0, -1.0, 1.0]}),
     # rows of an LSTM have no coordinates
     Probe("dead-behind-lstm", "",
           "x[5,N,3] -> y | h, a, c = LSTM<hidden_size=4>(x, w[1,16,3], r[1,16,4]); s = Squeeze(h, ax:int64[1]={1});"
@@ -92,9 +108,61 @@ NUMBERS = [
           values={"h_gamma": 1e25, "y_gamma": 1e25, "h_var": 1.0, "y_var": 1.0, "h_beta": 0, "h_mean": 0}),
     Probe("chain-overflows-together", "", "x[N,4,3,3] -> y | h = BN4(x); y = BN4(h)", 2, scale=1e-25,
           values={"h_gamma": 1e25, "y_gamma": 1e25, "h_var": 1.0, "y_var": 1.0, "h_beta": 0, "h_mean": 0}),
+    # t + a t = b with a near -1 asks for as much; and the BN reads the stream through a Slice, as its only reader
+    Probe("nearly-opposite-behind-a-slice", "",
+          "x[N,4,6] -> y | h = Conv(x, w[4,4,1]); s = Slice(h, b:int64[1]={0}, e:int64[1]={6}, ax:int64[1]={2});"
+          "g = BN4(s); m = Add(h, g); y = Conv<pads=[1,1]>(m, u[2,4,3])", 1,
+          values={"g_gamma": [-0.999999, -0.5, -0.5, -0.5], "g_var": 1.0 - 1e-5}),
 ]  # fmt: skip
 
-CASES = [*RANKS, *SIDES, *DEAD, *KEPT, *NUMBERS]
+
+def _seen_through_identity(model: ModelProto) -> None:
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", ["raw_w"], ["w"]))
+    next(tensor for tensor in model.graph.initializer if tensor.name == "w").name = "raw_w"
+    overridable("raw_w")(model)
+
+
+def _of_old(model: ModelProto) -> None:
+    model.ir_version = 3
+    overridable(*(tensor.name for tensor in model.graph.initializer))(model)
+
+
+OUTSIDE = [
+    # a weight that can be fed, read through an Identity: the bias was made from it, and it could still be fed
+    Probe("overridable-behind-identity", "", "x[N,3] -> y | h = Sub(x, k[3]); m = MatMul(h, w[3,4]); y = Add(m, b[4])",
+          edit=_seen_through_identity),
+    # two BN share their scale, one goes: before IR 4 the scale stays an input, so it has to have another name
+    Probe("overridable-shared-by-a-kept-one", "",
+          "x[N,3,4,4] -> y, z | y = BatchNormalization(x, g_var[3], b[3], m[3], v_var[3]);"
+          "h = BatchNormalization(x, g_var, b, m, w_var[3]); z = Conv(h, k[4,3,1,1])", 1, edit=_of_old, opset=8),
+    # the type of a captured value is known outside only: the Add that is left of a mixed BN took the BN's own
+    Probe("captured-float16", "",
+          "x[N,3,4,4] c:bool[] -> y | h = Sigmoid(x); y = If(c) <then_branch = t () => (float16[N,2,4,4] p) {"
+          "g = BatchNormalization(h, a_var:float[3], b:float[3], m:float[3], v_var:float[3]); r = Relu(g);"
+          "p = Conv(r, w[2,3,1,1]) }, else_branch = e () => (float16[N,2,4,4] q) { q = Conv(h, w) }>", 1,
+          dtype="float16"),
+]  # fmt: skip
+
+ADDS = [
+    # one column unknown, four different -b: the first of them won, the first Add stayed and a second one came
+    Probe("bias-moves-in-part", "",
+          "x[3,2] -> y | h = MatMul(x, w[1,2,2]); a = Add(b[2], h); y = MatMul(v[1,4,3], a)"),
+    # what a MatMul's row has to take is W t, not 0: then it goes on into the Gemm, and no Add is made
+    Probe("bias-goes-on-into-gemm", "",
+          "x[N,4] -> y | h = BN4(x); m = MatMul(h, w[4,3]); y = Gemm(m, v[3,5], c[5])"),
+    # the same into a MatMul that has an Add already
+    Probe("bias-goes-on-into-matmul", "",
+          "x[N,4] -> y | g = BN4(x); m = MatMul(g, v[4,3]); n = MatMul(m, u[3,4]); y = Add(n, k[4])"),
+    # the second MatMul needs its Add whatever happens: it may as well take that of the first
+    Probe("bias-where-an-add-is-anyway", "",
+          "x[N,4,2] -> y | e = ReduceSum<keepdims=1>(x, ax:int64[1]={2}); g = BN4(e); m = MatMul(w[4,4], g);"
+          "n = MatMul(u[4,4], m); f = Unsqueeze(n, az:int64[1]={1}); y = BN1(f)"),
+    # the shift of one BN, half removed, went through the sum into the other's MatMul: an Add more than before
+    Probe("add-beyond-a-sum", "",
+          "x[N,4,6] -> y, z | a = BN4+(x); b = BN4+(x); y = MatMul(w[1,2,4], b); z = Add(a, b)", 2),
+]  # fmt: skip
+
+CASES = [*RANKS, *SIDES, *DEAD, *KEPT, *NUMBERS, *ADDS, *OUTSIDE]
 
 
 @pytest.mark.parametrize("probe", CASES, ids=lambda probe: probe.name)
@@ -105,6 +173,9 @@ def test_regression(probe: Probe) -> None:
     onnx.checker.check_model(folded, full_check=True)
     assert_same_function(model, folded, probe.batches())
     assert left(folded).total <= probe.left
+    assert sum(left(folded)) <= sum(left(model)), "more Adds were made than ops removed"
+    again = to_proto(fold_model(wrap(folded), Options()).model)
+    assert left(again) == left(folded), "folding twice is not folding once"
 
 
 def test_untouched_bias_behind_matmul_stays_as_it_is() -> None:
@@ -117,3 +188,18 @@ def test_untouched_bias_behind_matmul_stays_as_it_is() -> None:
     assert all(kept[tensor.name] == tensor for tensor in model.graph.initializer if tensor.name in ("v", "k"))
     alone = Probe("matmul-add-alone", "", "x[N,5] -> z | m = MatMul(x, v[5,2]); z = Add(m, k[2])").model()
     assert to_proto(fold_model(wrap(alone), Options()).model) == alone
+
+
+def test_what_cancels_is_zero() -> None:
+    """A shift of 1e-17, the rounding error of one that cancelled, had an Add made for it."""
+    shifts = UnionFind(signed=False)
+    ids = shifts.new(2)
+    shifts.unite(ids[:1], ids[1:], -0.1, 0.3)
+    shifts.pin(ids[1:], 3.0)
+    assert -0.1 * 3.0 + 0.3 != 0
+    assert shifts.values(ids[:1]) == 0
+
+
+def test_unit_roundoff() -> None:
+    """Half an ulp of 1: every noise floor is made of it."""
+    assert [unit_roundoff(np.dtype(name)) for name in ("float16", "float32", "float64")] == [2**-11, 2**-24, 2**-53]

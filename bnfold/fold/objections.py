@@ -43,8 +43,12 @@ def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
         for key in keys:
             added.setdefault(key, set()).add(linear.node)
     asked: dict[Affine, set[Node]] = {}
-    for op in plan.decision.accepted if added else ():
-        keys = _shift_keys(ties, ties.of(op.target)) | _shift_keys(ties, ties.of(op.source))
+    keys_of = {
+        op: _shift_keys(ties, ties.of(op.target)) | _shift_keys(ties, ties.of(op.source))
+        for op in (plan.decision.accepted if added else ())
+    }
+    _claim(ties, added, set().union(*keys_of.values()))
+    for op, keys in keys_of.items():
         nodes = {node for key in keys for node in added.get(key, ())}
         if nodes:
             asked[op] = nodes
@@ -62,6 +66,19 @@ def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
         )  # fmt: skip
         return {worst.nodes[0]: refusal}  # one at a time: the next plan may need no more
     return {}
+
+
+def _claim(ties: Ties, added: dict[int, set[Node]], claimed: set[int]) -> None:
+    """A shift goes on through sums under other unknowns: enter its Adds under those of the ops that it comes from."""
+    rows: list[set[int]] | None = None
+    for key in [key for key in added if key not in claimed]:
+        rows = ties.sums.shifted_rows() if rows is None else rows
+        reached, before = {key}, 0
+        while before != len(reached):
+            before = len(reached)
+            reached.update(*(row for row in rows if row & reached))
+        for other in reached & claimed:
+            added.setdefault(other, set()).update(added[key])
 
 
 def _groups(asked: dict[Affine, set[Node]]) -> list[list[Affine]]:
@@ -84,8 +101,10 @@ def _shift_keys(ties: Ties, held: Coordinates) -> set[int]:
 def _drowned(plan: Plan, largest: float) -> dict[Node, Refusal]:
     """Ops whose shift would drown a value that others read too: a nearly dead channel asks for b / a of a million."""
     found: dict[Node, Refusal] = {}
+    shared = [held.shift.ravel() for value, held in plan.ties.coordinates.items() if len(value.readers()) > 1]
+    others = np.concatenate([*shared, np.zeros(0, np.int64)])
     for edit in plan.affines:
-        if edit.left not in ("", "Mul") or len(edit.op.source.readers()) < 2:
+        if edit.left not in ("", "Mul") or not np.isin(plan.ties.of(edit.op.source).shift, others).any():
             continue
         usual = _usual_size(plan, edit.op)
         if usual is None and largest:

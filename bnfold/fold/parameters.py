@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnfold.constants import Array, finfo, unit_roundoff
-from bnfold.fold.plan import LinearEdit
 from bnfold.fold.ties import Linear
 from bnfold.fold.union_find import Floats
 from bnfold.graph import Node
+
+if TYPE_CHECKING:
+    from bnfold.fold.plan import LinearEdit
 
 # Elements of a weight computed at a time, 1 MB of float64: larger blocks leave the processor's cache, and four times
 # this took 1.5 times as long.
@@ -117,14 +119,13 @@ def clip(part: tuple[slice, ...], array: Floats) -> tuple[slice, ...]:
     return tuple(cut if size > 1 else slice(None) for cut, size in zip(part, array.shape, strict=False))
 
 
-def shifted(edit: LinearEdit, weight: Array) -> Floats:
+def shifted(linear: Linear, column_shift: Floats, weight: Array) -> Floats:
     """gain * W t_i for every row, summed over the taps."""
-    linear = edit.linear
     total = np.zeros([linear.view[axis] for axis in range(len(linear.view)) if axis in linear.row_axes])
-    if not linear.column_axes or not edit.column_shift.any():
+    if not linear.column_axes or not column_shift.any():
         return np.ravel(total)
     viewed = weight.reshape(linear.view)
-    shift = spread(linear, edit.column_shift, linear.column_axes)
+    shift = spread(linear, column_shift, linear.column_axes)
     others = tuple(axis for axis in range(len(linear.view)) if axis not in linear.row_axes)
     whole = np.zeros([size if axis in linear.row_axes else 1 for axis, size in enumerate(linear.view)])
     for part in parts(linear.view):
@@ -143,7 +144,7 @@ def new_bias(edit: LinearEdit, weight: Array, bias: Array | None) -> Floats:
     old = np.zeros(()) if unused else np.asarray(bias, np.float64) * edit.linear.bias_gain
     if edit.linear.node.op in ("Conv", "ConvTranspose"):
         old = old.ravel() if old.ndim else old
-    inner = edit.a * (old - shifted(edit, weight)) + edit.b + edit.shift
+    inner = edit.a * (old - shifted(edit.linear, edit.column_shift, weight)) + edit.b + edit.shift
     result = edit.scale * inner
     if edit.dead_rows.size:
         constant = edit.scale * (edit.b + edit.shift)

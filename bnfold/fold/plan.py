@@ -12,10 +12,14 @@ import numpy as np
 from bnfold.constants import unit_roundoff
 from bnfold.fold.accept import BOTH, SCALE, SHIFT, Decision
 from bnfold.fold.dead import Dead, DeadColumns, DeadRows
+from bnfold.fold.parameters import shifted
 from bnfold.fold.roots import choose_roots, rows_of
 from bnfold.fold.ties import Affine, Coordinates, Linear, Ties
-from bnfold.fold.union_find import Floats, Ids, total
+from bnfold.fold.union_find import Floats, Ids
 from bnfold.graph import Scope, Value
+
+# A sum of shifts this small beside its terms is the rounding error of one that cancelled.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,7 @@ class LinearEdit:
         y' = scale * (a * (gain W x + bias) + b + shift),   x = x' / column_scale - column_shift
 
     dead_rows: rows that become the constant `b + shift` alone; dead_columns: columns that become 0.
+    offset: what a node without a bias would have to add, b + shift - a W column_shift; 0 where that is rounding.
     """
 
     linear: Linear
@@ -36,6 +41,7 @@ class LinearEdit:
     column_shift: Floats
     dead_rows: Ids
     dead_columns: Ids
+    offset: Floats
 
     @property
     def factor(self) -> Floats:
@@ -70,7 +76,7 @@ class LinearEdit:
     @property
     def needs_bias(self) -> bool:
         """True if the node has to add something, whatever its bias was."""
-        return bool((self.b + self.shift).any() or self.column_shift.any() or self.dead_rows.size)
+        return bool(self.offset.any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +126,7 @@ def make_plan(ties: Ties, decision: Decision) -> Plan:
     dead = [entry for entries in decision.dead.values() for entry in entries]
     return Plan(
         scope=ties.scope,
-        linears=tuple(_linear_edit(values, linear, dead) for linear in ties.linears),
+        linears=tuple(_linear_edit(values, ties, linear, dead) for linear in ties.linears),
         affines=tuple(_affine_edit(values, ties, op, decision) for op in ties.affines),
         maps={value.name: values.map(held) for value, held in ties.coordinates.items()},
         arbitrary=frozenset(_arbitrary(decision)),
@@ -141,7 +147,7 @@ class _Values:
         return self.scale[held.scale], self.shift[held.shift]
 
 
-def _linear_edit(values: _Values, linear: Linear, dead: list[Dead]) -> LinearEdit:
+def _linear_edit(values: _Values, ties: Ties, linear: Linear, dead: list[Dead]) -> LinearEdit:
     count = int(np.prod([linear.view[axis] for axis in linear.row_axes]))
     scale, shift = values.map(linear.rows)
     if scale.size == 1:  # an output that stays as it is
@@ -162,9 +168,15 @@ def _linear_edit(values: _Values, linear: Linear, dead: list[Dead]) -> LinearEdi
             scale[entry.rows] = values.scale[entry.scale]
             shift[entry.rows] = values.shift[entry.shift]
             b[entry.rows] = entry.constant
-    shift = np.where(total(np.stack([b, shift])) == 0, 0.0 - b, shift)  # then no Add is needed
+    dead_rows = np.concatenate(rows)
+    weight = ties.array(linear.weight)
+    assert weight is not None
+    seen = a * shifted(linear, column_shift, weight)
+    seen[dead_rows] = 0.0
+    offset = b + shift - seen
+    offset[np.abs(offset) <= ROUNDING * (np.abs(b) + np.abs(shift) + np.abs(seen))] = 0.0
     return LinearEdit(
-        linear, a, b, scale, shift, column_scale, column_shift, np.concatenate(rows), np.concatenate(columns)
+        linear, a, b, scale, shift, column_scale, column_shift, dead_rows, np.concatenate(columns), offset
     )
 
 

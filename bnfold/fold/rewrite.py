@@ -141,7 +141,7 @@ def _bias_request(plan: Plan, edit: LinearEdit, weight: Array) -> _Request:
     bias = plan.ties.array(value)
     if node.op in ("LSTM", "GRU", "RNN"):
         exact = np.zeros((linear.view[0], 2 * linear.view[1])) if bias is None else np.array(bias, np.float64)
-        exact[:, : linear.view[1]] -= shifted(edit, weight).reshape(linear.view[:2])
+        exact[:, : linear.view[1]] -= shifted(linear, edit.column_shift, weight).reshape(linear.view[:2])
     else:
         exact = new_bias(edit, weight, bias)
         if linear.bias_input is None:

@@ -7,9 +7,13 @@ waiting sum determines (its slack) are not chosen but solved for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from bnfold.fold.accept import Decision
+from bnfold.fold.dead import DeadColumns
+from bnfold.fold.parameters import shifted
 from bnfold.fold.ties import Coordinates, Linear, Ties
 from bnfold.fold.union_find import Floats, Ids, UnionFind
 
@@ -58,15 +62,10 @@ def _choose_shifts(ties: Ties, decision: Decision) -> None:
     system.compress()
     ids, weights = _voters(ties, decision, "shift")
     values = np.zeros(len(ids))
-    extra = [
-        (linear.rows.shift, -np.ravel(np.broadcast_to(rows_of(linear, linear.chain.b), (linear.rows.shift.size,))))
-        for linear in ties.linears
-        if linear.bias_input is None and not linear.table and linear.chain is not None
-    ]
-    for rows, value in extra:
-        ids = np.concatenate([ids, rows])
+    for part, value in _without_add(ties, decision):
+        ids = np.concatenate([ids, part])
         values = np.concatenate([values, value])
-        weights = np.concatenate([weights, np.full(rows.size, BIAS_VOTE)])
+        weights = np.concatenate([weights, np.full(part.size, BIAS_VOTE)])
     root, alpha, beta = system.find(ids)
     slack = ties.sums.slack()
     free = np.isnan(system.known[root]) & ~np.isin(root, slack)
@@ -83,6 +82,39 @@ def _choose_shifts(ties: Ties, decision: Decision) -> None:
         system.pin(rest, 0.0)
 
 
+def _without_add(ties: Ties, decision: Decision) -> Iterator[tuple[Ids, Floats]]:
+    """Shifts (ids, values) with which MatMuls need no Add behind them: t_o = a W t_i - b in all rows at once."""
+    dead = [entry for entries in decision.dead.values() for entry in entries if isinstance(entry, DeadColumns)]
+    for linear in ties.linears:
+        if linear.bias_input is not None or linear.table:
+            continue
+        columns = np.nan_to_num(ties.shift.values(linear.columns.shift))  # 0 as long as nobody asks for another
+        for entry in dead:
+            if entry.linear is linear:
+                columns[entry.columns] = -entry.constant
+        weight = ties.array(linear.weight)
+        assert weight is not None
+        wanted = shifted(linear, columns, weight)
+        if linear.chain is not None:
+            wanted = rows_of(linear, linear.chain.a) * wanted - rows_of(linear, linear.chain.b)
+        rows = _one_vote(ties, np.ravel(linear.rows.shift), wanted)
+        if rows is None:
+            continue
+        yield rows
+        if linear.chain is None and (vote := _one_vote(ties, linear.columns.shift, np.zeros(columns.size))) is not None:
+            yield vote
+
+
+def _one_vote(ties: Ties, ids: Ids, wanted: Floats) -> tuple[Ids, Floats] | None:
+    """An id for each class with the value wanted of it; None if the unknowns can't all have what is wanted of them."""
+    root, alpha, beta = ties.shift.find(ids)
+    asked = (wanted - beta) / alpha
+    _, first, index = np.unique(root, return_index=True, return_inverse=True)
+    known = ties.shift.known[root]
+    possible = np.where(np.isnan(known), asked[first][index], known)
+    return (ids[first], wanted[first]) if np.allclose(asked, possible, rtol=1e-9, atol=1e-300) else None
+
+
 def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
     """Ids whose tensors would rather stay as they are, each with its weight."""
     ids: list[Ids] = []
@@ -94,8 +126,7 @@ def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
         weights.append(np.full(flat.size, weight))
 
     for linear in ties.linears:
-        absent = linear.bias_input is None and not linear.table
-        vote(linear.rows, BIAS_VOTE if kind == "shift" and absent and linear.chain is None else 1.0)
+        vote(linear.rows, 1.0)
         vote(linear.columns, 1.0)
     for op in ties.affines:
         if op in decision.accepted:

@@ -125,6 +125,15 @@ class Sums:
         rows = [(block, self._open(block)) for block in self._blocks]
         return [self._roots(block, columns) for block, columns in rows if columns.size]
 
+    def shifted_rows(self) -> list[set[int]]:
+        """For each row, its unknowns whose value is not 0, all being known by now."""
+        rows = []
+        for block in self._blocks:
+            root, alpha, beta = self._shift.find(block.ids)
+            moved = alpha * self._shift.known[root] + beta != 0
+            rows += [set(block.ids[moved[:, column], column].tolist()) for column in range(root.shape[1])]
+        return rows
+
     # -- one block ------------------------------------------------------------------------------
 
     def _terms(self, block: Block) -> tuple[Ids, Floats, Floats]:

@@ -140,7 +140,7 @@ class UnionFind:
         tags = np.broadcast_to(np.asarray(tag, np.int64), ids.shape)
         if value is not None:
             value = np.broadcast_to(np.asarray(value, np.float64), ids.shape)
-            implied = np.abs(value / alpha) if self.signed else (value - beta) / alpha
+            implied = np.abs(value / alpha) if self.signed else total(np.stack([value, -beta])) / alpha
             conflict = self._pin_values(root, implied, np.abs(value) + np.abs(beta), np.abs(alpha), tags)
             if conflict is not None:
                 return conflict

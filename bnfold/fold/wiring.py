@@ -263,19 +263,57 @@ def _drop_value_info(graph: Graph) -> None:
 
 
 def freeze(graph: Graph, plans: list[Plan]) -> list[str]:
-    """Take initializers that a fold used or changed out of the inputs, so that feeding them later fails loudly."""
-    used: set[str] = set()
-    for plan in plans:
-        for edit in plan.linears:
-            if edit.changes_weight or edit.changes_bias:
-                nodes = [edit.linear.node, *(edit.linear.chain.nodes if edit.linear.chain else ())]
-                used.update(value.name for node in nodes for value in node.inputs if value is not None)
-        for affine in plan.affines:
-            if affine.left != "same":
-                used.update(value.name for node in affine.op.nodes for value in node.inputs if value is not None)
+    """Take initializers that a fold used or changed out of the inputs, so that feeding them later fails loudly.
+
+    Before IR 4 every initializer has to be an input: there those that are left get a new name.
+    """
     main = graph.main
-    frozen = sorted(main.overridable & used)
+    frozen = sorted(main.overridable & _names_behind(value for plan in plans for value in _relied_on(plan)))
     if graph.model.ir_version >= 4:
         for name in frozen:
             _drop_input(main, name)
+        return frozen
+    initializers = {tensor.name: tensor for tensor in main.proto.initializer} if frozen else {}
+    fresh = {name: graph.unique_name(name) for name in frozen if name in initializers}
+    for name, new in fresh.items():
+        initializers[name].name = new
+    for info in main.proto.input:
+        info.name = fresh.get(info.name, info.name)
+    for node in (node for scope in graph.scopes for node in scope.proto.node) if fresh else ():
+        for index, name in enumerate(node.input):
+            node.input[index] = fresh.get(name, name)
     return frozen
+
+
+def _relied_on(plan: Plan) -> Iterator[Value]:
+    """Constants that made new parameters, or that the way of moved coordinates depends on."""
+    nodes: list[Node] = []
+    for edit in plan.linears:
+        if edit.changes_weight or edit.changes_bias:
+            nodes += [edit.linear.node, *(edit.linear.chain.nodes if edit.linear.chain else ())]
+    for affine in plan.affines:
+        if affine.left != "same":
+            nodes += affine.op.nodes
+    if nodes:
+        moved = {name for name, coordinates in plan.maps.items() if not _is_identity(coordinates)}
+        nodes += [
+            node for node in plan.scope.nodes
+            if not moved.isdisjoint(value.name for value in (*node.inputs, *node.outputs) if value is not None)
+        ]  # fmt: skip
+    yield from (value for node in nodes for value in node.inputs if plan.ties.is_constant(value) and value is not None)
+
+
+def _names_behind(values: Iterable[Value]) -> set[str]:
+    """Names of the initializers that constants are made of."""
+    pending, names, seen = list(values), set(), set()
+    while pending:
+        value = pending.pop()
+        while value.outer is not None:
+            value = value.outer
+        if value in seen:
+            continue
+        seen.add(value)
+        names.add(value.name)
+        if value.producer is not None:
+            pending += [need for need in value.producer.inputs if need is not None]
+    return names
