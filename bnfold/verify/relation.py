@@ -110,7 +110,8 @@ def check(original: LoadedModel, folded: LoadedModel, plan: Plan) -> RelationChe
     found: dict[str, float] = {}
     for group in _groups(names, sizes):
         values, results = _Runner(before, group).run(feeds), _Runner(after, group).run(feeds)
-        noise: dict[str, list[Squares]] = {name: [] for name in group if is_floating(values[name]) and values[name].size}
+        floats = [name for name in group if is_floating(values[name]) and values[name].size]
+        noise: dict[str, list[Squares]] = {name: [] for name in floats}
         _add_noise(noise, before, feeds, values, plan, range(SEEDS))
         found |= _residuals(noise, values, results, plan, makers)
         noise = {name: noise[name] for name in noise if found[name] > LIMIT}
