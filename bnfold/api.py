@@ -158,11 +158,11 @@ def _verify(original: LoadedModel, folding: Folding, wanted: bool) -> Verificati
     if not _has_changed(folding):
         return Verification(folding.proof, None, "nothing was changed")
     log.info("checking, with ONNX Runtime")
-    from bnfold.verify import relation
+    from bnfold.verify import relation, runtime
 
     try:
         found = relation.check(original, folding.model, folding.plans[0])
-    except relation.CannotRun as why:
+    except runtime.CannotRun as why:
         return Verification(folding.proof, None, str(why))
     if not found.passed:
         raise NotEquivalentError(

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, numpy_helper
 
 from bnfold.constants import VIEWS, Array, is_floating, unit_roundoff
@@ -25,6 +24,7 @@ from bnfold.errors import quoted
 from bnfold.fold.plan import Plan
 from bnfold.fold.union_find import Floats
 from bnfold.model_file import LoadedModel, to_proto
+from bnfold.verify.runtime import CannotRun, Runner
 
 # Largest r of a right fold.  Comparing native runs per tensor and channel, 218 right pairs of 15 models stayed
 # below 11.8, and 88 % of 454 injected bugs were above it.
@@ -45,10 +45,6 @@ WEIGHTED = frozenset(
 
 # Kernels of these are accurate to an absolute error (1 is their unit), whatever is left of a saturated value.
 SATURATING = frozenset("Sigmoid HardSigmoid Tanh Softmax Erf Gelu Exp Softplus Mish LSTM GRU RNN".split())
-
-
-class CannotRun(Exception):
-    """The check can't be made; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +91,15 @@ def check(original: LoadedModel, folded: LoadedModel, plan: Plan) -> RelationChe
         raise CannotRun(f"its {size / 2**30:.1f} GiB of weights would have to be loaded twice")
     before, after = to_proto(original), to_proto(folded)
     names = _shared_values(before, after, plan)
-    first = _Runner(before, [])
+    first = Runner(before)
     feeds, sizes = _find_inputs(first), _value_sizes(plan)
     makers = {name: node.op_type for node in before.graph.node for name in node.output}
     worst, worst_name, compared = 0.0, "", 0
-    outputs = tuple(_output_errors(first, _Runner(after, []), feeds))
+    outputs = tuple(_output_errors(first, Runner(after), feeds))
     for group in _groups(names, sizes):
-        reference = _Runner(before, group).run(feeds)
-        noise = [_Runner(_moved(before, seed), group).run(feeds) for seed in range(SEEDS)]
-        result = _Runner(after, group).run(feeds)
+        reference = Runner(before, group).run(feeds)
+        noise = [Runner(_moved(before, seed), group).run(feeds) for seed in range(SEEDS)]
+        result = Runner(after, group).run(feeds)
         for name in group:
             if not is_floating(reference[name]):
                 continue
@@ -131,48 +127,7 @@ def _shared_values(before: ModelProto, after: ModelProto, plan: Plan) -> list[st
     ]  # fmt: skip
 
 
-class _Runner:
-    """A session of a model with some inner values as further outputs."""
-
-    def __init__(self, model: ModelProto, names: list[str]) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise CannotRun(f"ONNX Runtime can't be imported: {_first_line(error)}") from error
-
-        shown = {info.name for info in model.graph.output}
-        count = len(model.graph.output)
-        model.graph.output.extend(
-            onnx.ValueInfoProto(name=name) for name in names if name not in shown
-        )
-        self.names = names
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
-        try:
-            self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise CannotRun(f"ONNX Runtime can't load it: {_first_line(error)}") from error
-        finally:
-            del model.graph.output[count:]
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The values asked for (all outputs if none were)."""
-        names = self.names or [output.name for output in self.session.get_outputs()]
-        try:
-            return dict(zip(names, self.session.run(names, feeds), strict=True))
-        except Exception as error:
-            raise CannotRun(f"ONNX Runtime can't run it: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return "".join(c if c.isprintable() else " " for c in (text[0] if text else type(error).__name__))[:200]
-
-
-def _find_inputs(runner: _Runner) -> dict[str, Array]:
+def _find_inputs(runner: Runner) -> dict[str, Array]:
     """Random inputs that the original runs on."""
     trouble: CannotRun | None = None
     for sizes in SIZES:
@@ -187,7 +142,7 @@ def _find_inputs(runner: _Runner) -> dict[str, Array]:
     raise trouble
 
 
-def _inputs(runner: _Runner, sizes: tuple[int, int]) -> dict[str, Array]:
+def _inputs(runner: Runner, sizes: tuple[int, int]) -> dict[str, Array]:
     """Normal floats, small integers; a symbolic dimension has one size wherever it is named."""
     rng = np.random.default_rng(0)
     named: dict[object, int] = {}
@@ -310,7 +265,7 @@ def _rms(array: Any, axis: int) -> Floats:
     return np.asarray(np.sqrt(np.mean(rows**2, axis=1)))
 
 
-def _output_errors(before: _Runner, after: _Runner, feeds: Mapping[str, Array]) -> Iterator[OutputDeviation]:
+def _output_errors(before: Runner, after: Runner, feeds: Mapping[str, Array]) -> Iterator[OutputDeviation]:
     left, right = before.run(feeds), after.run(feeds)
     for name, value in left.items():
         other = right.get(name)
