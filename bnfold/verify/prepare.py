@@ -7,9 +7,6 @@ is part of what the file computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import ml_dtypes
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
@@ -70,7 +67,7 @@ def _settle(model: ModelProto) -> None:
     wanted = sorted((set().union(*(reads(node) for node in rest)) | shown) & made)
     values = {}
     try:
-        runner = Runner(cut_model(model, (), wanted))
+        runner = Runner(cut_model(model, {}, wanted))
         values = runner.run({})
     except CannotRun:  # a type without kernels: Constant nodes at least need none
         values = _constant_nodes(fixed)
@@ -112,7 +109,7 @@ def _constant_nodes(nodes: list[NodeProto]) -> dict[str, Array]:
     }  # fmt: skip
 
 
-def weights(model: ModelProto) -> Iterator[TensorProto]:
+def weights(model: ModelProto) -> dict[str, TensorProto]:
     """The float initializers that are weights: those that a rounding would move."""
     makers = {name: node for node in model.graph.node for name in node.output}
     waiting = [name for node in model.graph.node if node.op_type in WEIGHTED for name in node.input]
@@ -124,21 +121,12 @@ def weights(model: ModelProto) -> Iterator[TensorProto]:
         found.add(name)
         if name in makers and makers[name].op_type in MOVERS:
             waiting.append(makers[name].input[0])
-    for tensor in model.graph.initializer:
-        if tensor.name in found and tensor.data_type in ULP:
-            yield tensor
+    return {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in found and tensor.data_type in ULP}
 
 
-def moved(model: ModelProto, seed: int) -> ModelProto:
-    """The model with every weight one unit in the last place up or down, of its stored type."""
-    rng = np.random.default_rng(seed)
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    for tensor in weights(copy):
-        array = numpy_helper.to_array(tensor)
-        away = np.where(rng.integers(0, 2, array.shape) == 1, np.inf, -np.inf).astype(array.dtype)
-        after = ml_dtypes.bfloat16 if array.dtype == ml_dtypes.bfloat16 else array.dtype
-        tensor.CopyFrom(
-            numpy_helper.from_array(np.where(array == 0, array, np.nextafter(array, away)).astype(after), tensor.name)
-        )
-    return copy
+def moved(tensor: TensorProto, seed: int) -> Array:
+    """A weight, every number one unit in the last place up or down (0 stays), of its stored type."""
+    array = numpy_helper.to_array(tensor)
+    rng = np.random.default_rng([seed, *tensor.name.encode()])
+    away = np.where(rng.integers(0, 2, array.shape) == 1, np.inf, -np.inf).astype(array.dtype)
+    return np.asarray(np.where(array == 0, array, np.nextafter(array, away)), array.dtype)

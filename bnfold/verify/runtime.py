@@ -6,7 +6,7 @@ as part of the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -15,6 +15,10 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from bnfold.constants import Array
 
 Feeds = dict[str, Array]
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
+}  # fmt: skip
 
 # A value fed into a cut goes by this name and its own.
 CUT = "bnfold cut: "
@@ -30,41 +34,86 @@ class Runner:
     Args:
         model: at most 2 GiB; it is the same afterwards.
         names: the values to compute, inner ones too; none: all outputs.
+        provider: one of `PROVIDERS`.
+        optimized: whether ONNX Runtime may optimise it.
 
     Raises: CannotRun.
     """
 
-    def __init__(self, model: ModelProto, names: Sequence[str] = ()) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise CannotRun(f"ONNX Runtime can't be imported: {first_line(error)}") from error
-
+    def __init__(
+        self, model: ModelProto, names: Sequence[str] = (), provider: str = "cpu", optimized: bool = False
+    ) -> None:
         shown = {info.name for info in model.graph.output}
         count = len(model.graph.output)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in shown)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
         try:
-            self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise CannotRun(f"ONNX Runtime can't load it: {first_line(error)}") from error
+            self.session = _session(model, provider, optimized)
         finally:
             del model.graph.output[count:]
+        self.inputs = [given.name for given in self.session.get_inputs()]
         self.names = list(names) or [output.name for output in self.session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Array]) -> Feeds:
-        """The values asked for.
+        """The values asked for; feeds that the model has no input for are left out.
 
         Raises: CannotRun.
         """
         try:
-            return dict(zip(self.names, self.session.run(self.names, dict(feeds)), strict=True))
+            given = {name: feeds[name] for name in self.inputs if name in feeds}
+            return dict(zip(self.names, self.session.run(self.names, given), strict=True))
         except Exception as error:
             raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
+
+
+def _session(model: ModelProto, provider: str, optimized: bool) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CannotRun(f"ONNX Runtime can't be imported: {first_line(error)}") from error
+
+    options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    # The CPU computes what another provider has no kernel for.
+    providers = [PROVIDERS[provider], *([] if provider == "cpu" else [PROVIDERS["cpu"]])]
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise CannotRun(f"ONNX Runtime can't load it: {first_line(error)}") from error
+
+
+def available_providers() -> list[str]:
+    """Those of `PROVIDERS` that the installed ONNX Runtime has."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    present = onnxruntime.get_available_providers()
+    return [name for name, full in PROVIDERS.items() if full in present]
+
+
+def optimised_by_runtime(model: ModelProto) -> ModelProto:
+    """The model as ONNX Runtime's optimiser leaves it at the level BASIC: the last one that writes standard ops.
+
+    Raises: CannotRun.
+    """
+    import tempfile
+    from pathlib import Path
+
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
+        except Exception as error:
+            raise CannotRun(f"ONNX Runtime can't optimise it: {first_line(error)}") from error
+        return ModelProto.FromString(target.read_bytes())
 
 
 def first_line(error: Exception) -> str:
@@ -101,28 +150,39 @@ def producers(graph: GraphProto) -> dict[str, NodeProto]:
     return {name: node for node in graph.node for name in node.output if name}
 
 
-def cut_model(model: ModelProto, cuts: Iterable[str], wanted: Sequence[str]) -> ModelProto:
+def cut_model(
+    model: ModelProto, cuts: Mapping[str, int], wanted: Sequence[str], loose: Mapping[str, int] | None = None
+) -> ModelProto:
     """What it takes to compute `wanted` when the values `cuts` are given.
 
     Whoever reads a cut value reads an input of the name `CUT` + its own; its producer still makes it, if that is
-    wanted. The cut values are double.
+    wanted.
+
+    Args:
+        model: one flat graph.
+        cuts: the values given, with their element types.
+        wanted: the values to compute; they become the outputs.
+        loose: initializers that become inputs, with their element types.
     """
-    graph, renamed = model.graph, {name: CUT + name for name in cuts}
+    graph, renamed, loose = model.graph, {name: CUT + name for name in cuts}, loose or {}
     made_by = producers(graph)
     needed, given = _needed(made_by, renamed, wanted)
-    result = ModelProto()
-    result.CopyFrom(model)
-    for field in ("node", "output", "input", "initializer", "value_info", "sparse_initializer"):
-        result.graph.ClearField(field)
+    result = ModelProto(ir_version=model.ir_version)
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = graph.name or "cut"
     for node in graph.node:
         if id(node) in needed:
             copy = result.graph.node.add()
             copy.CopyFrom(node)
             _rename_reads(copy, renamed)
-    result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in given)
+    result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in given - set(loose))
+    result.graph.sparse_initializer.extend(graph.sparse_initializer)
     result.graph.input.extend(info for info in graph.input if info.name in given)
     for name in sorted(given & set(renamed)):
-        result.graph.input.append(onnx.helper.make_tensor_value_info(CUT + name, TensorProto.DOUBLE, None))
+        result.graph.input.append(onnx.helper.make_tensor_value_info(CUT + name, cuts[name], None))
+    for name in sorted(given & set(loose)):
+        result.graph.input.append(onnx.helper.make_tensor_value_info(name, loose[name], None))
     for name in wanted:
         if name in made_by:
             result.graph.output.append(onnx.ValueInfoProto(name=name))
@@ -130,7 +190,7 @@ def cut_model(model: ModelProto, cuts: Iterable[str], wanted: Sequence[str]) -> 
 
 
 def _needed(
-    made_by: Mapping[str, NodeProto], cuts: Mapping[str, str], wanted: Iterable[str]
+    made_by: Mapping[str, NodeProto], cuts: Container[str], wanted: Iterable[str]
 ) -> tuple[set[int], set[str]]:
     """Nodes (their ids) behind `wanted`, and the names that they read but none of them makes."""
     nodes: set[int] = set()
@@ -161,11 +221,13 @@ def _rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
                 body.node.append(onnx.helper.make_node("Identity", [names[info.name]], [info.name]))
 
 
-def frontier(graph: GraphProto, cuts: Iterable[str], wanted: str) -> tuple[set[str], list[NodeProto]]:
+def frontier(
+    made_by: Mapping[str, NodeProto], cuts: Container[str], wanted: str
+) -> tuple[set[str], list[NodeProto]]:
     """The given values (cuts, graph inputs, initializers) that a segment begins at, and its nodes."""
-    made_by = producers(graph)
-    ids, given = _needed(made_by, dict.fromkeys(cuts, ""), [wanted])
-    return given, [node for node in graph.node if id(node) in ids]
+    ids, given = _needed(made_by, cuts, [wanted])
+    nodes = {id(node): node for node in made_by.values() if id(node) in ids}
+    return given, list(nodes.values())
 
 
 def element_types(model: ModelProto) -> dict[str, int]:

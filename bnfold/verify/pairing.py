@@ -1,0 +1,187 @@
+"""Which value of one model is which of the other: by what they hold, on the same inputs.
+
+Names lie: tools give the folded value the name that the convolution's output had. So values are compared, at a few
+hundred fixed places each, in the layouts that frameworks have (NCHW, NHWC, time first), and each value gets the nearest
+one of the other model. Equal ones (an Identity, a Relu that changes nothing) are told apart by name, then by order.
+
+A pair need not be right for a verdict to be: every value of B is computed from A's values at the pairs before it, so if
+all of them come out as A's, B is A on these inputs, whatever was paired with what (induction over B's nodes). A wrong
+pair can only raise an alarm, and `compare` takes pairs back whose readers raise it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+import numpy as np
+
+from bnfold.constants import Array
+from bnfold.verify.sides import Side
+
+# Places of a value that are compared, and how far apart (relative rms) two values may be that are the same: a bug of
+# 30 % in a value is told as one in the next.
+PLACES = 512
+NEAR = 0.3
+# Nearest values that are considered for each.
+CANDIDATES = 6
+# Values that are the other's in other coordinates: standardised, they agree this well.
+SAME_PROFILE = 1e-2
+# Channels, and places of each, by which that is seen.
+CHANNELS, PLACES_OF_CHANNEL = 16, 64
+
+# Orders of axes in which a framework may keep a value, by rank: to bring the second model's to the first one's.
+LAYOUTS = {
+    2: ((1, 0),),
+    3: ((0, 2, 1), (1, 0, 2)),
+    4: ((0, 3, 1, 2), (0, 2, 3, 1)),
+    5: ((0, 4, 1, 2, 3), (0, 2, 3, 4, 1)),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A value of A and the one of B that should be equal.
+
+    Attributes:
+        a, b: their names.
+        layout: the order of axes that B's has to be brought in; () as it is. It is then reshaped.
+        basis: 'value', 'output' (of the signature), 'name' (or place in the graph), 'coordinates' (other per-channel
+            ones: it is observed, nothing is fed there).
+    """
+
+    a: str
+    b: str
+    layout: tuple[int, ...] = ()
+    basis: str = "value"
+
+    def as_a(self, value: Array, shape: tuple[int, ...]) -> Array:
+        """B's value in A's layout and shape."""
+        return (value.transpose(self.layout) if self.layout else value).reshape(shape)
+
+    def as_b(self, value: Array, shape: tuple[int, ...]) -> Array:
+        """A's value in B's layout and shape."""
+        if not self.layout:
+            return value.reshape(shape)
+        return value.reshape([shape[axis] for axis in self.layout]).transpose(np.argsort(self.layout))
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is kept of a value: its number of elements, and some of them, for each layout; its standardised profile."""
+
+    size: int
+    places: Mapping[tuple[int, ...], Array]
+    profile: Array
+
+
+def sketch(value: Array, layouts: bool) -> Sketch:
+    """A sketch of a float value; `layouts`: in those of `LAYOUTS` too."""
+    orders = ((), *LAYOUTS.get(value.ndim, ())) if layouts else ((),)
+    where = np.random.default_rng(value.size).integers(0, max(value.size, 1), PLACES)
+    places = {}
+    for order in orders if value.size else ():
+        shape = [value.shape[axis] for axis in order]
+        index = np.unravel_index(where, shape) if order else np.unravel_index(where, value.shape or (1,))
+        if order:
+            index = tuple(index[list(order).index(axis)] for axis in range(value.ndim))
+        places[order] = np.nan_to_num(np.atleast_1d(value)[index].astype(np.float64), posinf=0, neginf=0)
+    return Sketch(value.size, places, _profile(value))
+
+
+def _profile(value: Array) -> Array:
+    """Some channels, each with mean 0, mean square 1 and a first element above 0."""
+    if value.ndim < 2 or not value.size:
+        return np.zeros(0)
+    rows = np.moveaxis(value, 1, 0).reshape(value.shape[1], -1)
+    rows = rows[np.linspace(0, len(rows) - 1, min(CHANNELS, len(rows))).astype(int)]
+    where = np.random.default_rng(rows.shape[1]).integers(0, rows.shape[1], PLACES_OF_CHANNEL)
+    rows = np.nan_to_num(rows[:, where].astype(np.float64), posinf=0, neginf=0)
+    rows -= rows.mean(axis=1, keepdims=True)
+    rms = np.sqrt(np.mean(rows**2, axis=1, keepdims=True))
+    rows = np.where(rms > 0, rows / np.where(rms > 0, rms, 1), 0)
+    return np.asarray(rows * np.where(rows[:, :1] < 0, -1, 1)).ravel()
+
+
+def pair_values(a: Mapping[str, Sketch], b: Mapping[str, Sketch], outputs: Mapping[str, str]) -> list[Pair]:
+    """The values of B, each with the value of A nearest to it, one to one.
+
+    Args:
+        a, b: sketches of values, in topological order.
+        outputs: names of B's outputs by those of A's; they are pairs in any case.
+    """
+    pairs = [Pair(left, right, (), "output") for left, right in outputs.items() if left in a and right in b]
+    taken_a, taken_b = {pair.a for pair in pairs}, {pair.b for pair in pairs}
+    for _, _, _, _, left, right, layout in sorted(_candidates(a, b)):
+        if left not in taken_a and right not in taken_b:
+            taken_a.add(left)
+            taken_b.add(right)
+            pairs.append(Pair(left, right, layout))
+    return pairs
+
+
+def _candidates(
+    a: Mapping[str, Sketch], b: Mapping[str, Sketch]
+) -> Iterator[tuple[float, bool, tuple[int, ...], float, str, str, tuple[int, ...]]]:
+    """Pairs of near values: how far apart they are, whether their names differ, their layout, distance in the graph."""
+    depth_a = {name: place / len(a) for place, name in enumerate(a)}
+    depth_b = {name: place / len(b) for place, name in enumerate(b)}
+    for size in {sketched.size for sketched in a.values()} - {0}:
+        left = [(name, sketched.places[()]) for name, sketched in a.items() if sketched.size == size]
+        right = [
+            (name, layout, places)
+            for name, sketched in b.items() if sketched.size == size
+            for layout, places in sketched.places.items()
+        ]  # fmt: skip
+        if not right:
+            continue
+        matrix = np.stack([places for _, _, places in right])
+        squares = np.sum(matrix**2, axis=1)
+        for name, places in left:
+            norm = float(np.sum(places**2))
+            if norm == 0:
+                continue
+            rough = squares - 2 * (matrix @ places)
+            for index in np.argsort(rough, kind="stable")[:CANDIDATES]:
+                other, layout, _ = right[index]
+                apart = float(np.sqrt(np.sum((matrix[index] - places) ** 2) / norm))
+                if apart < NEAR:
+                    yield (
+                        apart, name != other, layout, abs(depth_a[name] - depth_b[other]), name, other, layout,
+                    )  # fmt: skip
+
+
+def pair_coordinates(a: Mapping[str, Sketch], b: Mapping[str, Sketch], pairs: Iterable[Pair]) -> list[Pair]:
+    """Values without a pair that agree when each channel is standardised: v' = s (v + t), to be confirmed."""
+    taken_a, taken_b = {pair.a for pair in pairs}, {pair.b for pair in pairs}
+    found = []
+    for right, theirs in b.items():
+        if right in taken_b or not theirs.profile.any():
+            continue
+        best, name = SAME_PROFILE, ""
+        for left, ours in a.items():
+            if left not in taken_a and ours.size == theirs.size and ours.profile.size == theirs.profile.size:
+                apart = float(np.sqrt(np.mean((ours.profile - theirs.profile) ** 2)))
+                if apart < best:
+                    best, name = apart, left
+        if name:
+            taken_a.add(name)
+            found.append(Pair(name, right, (), "coordinates"))
+    return found
+
+
+def pair_places(a: Side, b: Side, pairs: Iterable[Pair]) -> list[Pair]:
+    """Values without a pair that have the same name or the same place among their like: to find where a bug is."""
+    taken_a, taken_b = {pair.a for pair in pairs}, {pair.b for pair in pairs}
+    rest_a = [name for name in a.floats if name not in taken_a]
+    rest_b = [name for name in b.floats if name not in taken_b]
+    found = [Pair(name, name, (), "name") for name in rest_a if name in set(rest_b) and a.shapes[name] == b.shapes[name]]
+    named = {pair.a for pair in found}
+    rest_a, rest_b = ([name for name in rest if name not in named] for rest in (rest_a, rest_b))
+    left, right = ([(side.makers[name].op_type, side.shapes[name]) for name in rest]
+                   for side, rest in ((a, rest_a), (b, rest_b)))  # fmt: skip
+    for start_a, start_b, length in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
+        for step in range(length):
+            found.append(Pair(rest_a[start_a + step], rest_b[start_b + step], (), "name"))
+    return found
