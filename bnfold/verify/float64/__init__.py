@@ -6,8 +6,20 @@ declarations, one per op that ONNX Runtime has no double kernel for.
 
 from __future__ import annotations
 
-from bnfold.verify.float64 import elementwise, lift, linear, pooling
+from bnfold.verify.float64 import elementwise, lift, linear, normalization, pooling, recurrent, resize, trigonometry
 from bnfold.verify.float64.builder import Unsupported
 from bnfold.verify.float64.convert import Float64Form, to_float64
 
-__all__ = ["Float64Form", "Unsupported", "elementwise", "lift", "linear", "pooling", "to_float64"]
+__all__ = [
+    "Float64Form",
+    "Unsupported",
+    "elementwise",
+    "lift",
+    "linear",
+    "normalization",
+    "pooling",
+    "recurrent",
+    "resize",
+    "to_float64",
+    "trigonometry",
+]

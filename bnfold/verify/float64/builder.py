@@ -188,6 +188,10 @@ class Term:
         """min(x, bound)."""
         return self._with("Min", bound)
 
+    def inside(self, body: Builder) -> Term:
+        """This value as a body captures it."""
+        return Term(body, self.name)
+
     def cast(self, element_type: int) -> Term:
         """The same values in another type."""
         return self.op("Cast", to=element_type)

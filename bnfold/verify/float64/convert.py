@@ -43,7 +43,7 @@ KEPT = frozenset(
     Abs Add AffineGrid And ArgMax ArgMin Attention BatchNormalization Cast CastLike Ceil CenterCropPad Clip Compress
     Concat ConcatFromSequence Constant ConstantOfShape Cos CumSum DFT DeformConv DepthToSpace Div Dropout Einsum Equal
     Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual GridSample
-    GroupNormalization Identity If IsInf IsNaN LayerNormalization Less LessOrEqual Log LogSoftmax Loop LpNormalization
+    GroupNormalization Identity If IsInf IsNaN Less LessOrEqual Log LogSoftmax Loop LpNormalization
     MatMul Max MaxPool Min Mod Mul Neg NegativeLogLikelihoodLoss Not OneHot Optional OptionalGetElement
     OptionalHasElement Or Pad Pow RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
     ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape ReverseSequence RoiAlign Round

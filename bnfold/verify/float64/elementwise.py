@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
+from onnx import TensorProto
 
 from bnfold.verify.float64.builder import Op, Term, declares
 
@@ -162,47 +163,7 @@ def mean(op: Op) -> Term:
     return op.builder.op("Sum", *terms) / float(len(terms))
 
 
-@declares("Tan")  # sin / cos
-def tan(op: Op) -> Term:
-    """Tangent."""
-    return op.input(0).op("Sin") / op.input(0).op("Cos")
-
-
-@declares("Sinh")  # (exp(x) - exp(-x)) / 2
-def sinh(op: Op) -> Term:
-    """Hyperbolic sine."""
-    return 0.5 * (op.input(0).op("Exp") - (-op.input(0)).op("Exp"))
-
-
-@declares("Cosh")  # (exp(x) + exp(-x)) / 2
-def cosh(op: Op) -> Term:
-    """Hyperbolic cosine."""
-    return 0.5 * (op.input(0).op("Exp") + (-op.input(0)).op("Exp"))
-
-
-@declares("Asinh")  # sign(x) log(|x| + sqrt(x^2 + 1))
-def asinh(op: Op) -> Term:
-    """Inverse hyperbolic sine."""
-    x = op.input(0)
-    return x.op("Sign") * (abs(x) + (x * x + 1.0).op("Sqrt")).op("Log")
-
-
-@declares("Acosh")  # log(x + sqrt(x^2 - 1))
-def acosh(op: Op) -> Term:
-    """Inverse hyperbolic cosine."""
-    x = op.input(0)
-    return (x + (x * x - 1.0).op("Sqrt")).op("Log")
-
-
-@declares("Atanh")  # log((1 + x) / (1 - x)) / 2
-def atanh(op: Op) -> Term:
-    """Inverse hyperbolic tangent."""
-    x = op.input(0)
-    return 0.5 * ((1.0 + x) / (1.0 - x)).op("Log")
-
-
-@declares("NonZero")  # x != 0, which loses nothing
+@declares("NonZero")  # of x != 0, which loses nothing
 def non_zero(op: Op) -> Term:
     """Where x isn't 0."""
-    x = op.input(0)
-    return x.op("Cast", to=9).op("NonZero")  # 9: BOOL
+    return op.input(0).cast(TensorProto.BOOL).op("NonZero")
