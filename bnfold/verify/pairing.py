@@ -6,7 +6,7 @@ one of the other model. Equal ones (an Identity, a Relu that changes nothing) ar
 
 A pair need not be right for a verdict to be: every value of B is computed from A's values at the pairs before it, so if
 all of them come out as A's, B is A on these inputs, whatever was paired with what (induction over B's nodes). A wrong
-pair can only raise an alarm, and `compare` takes pairs back whose readers raise it too.
+pair can only raise an alarm, and `examine` takes pairs back behind which there is another one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import numpy as np
 from bnfold.constants import Array
 from bnfold.verify.sides import Side
 
-# Places of a value that are compared, and how far apart (relative rms) two values may be that are the same: a bug of
-# 30 % in a value is told as one in the next.
+# Places of a value that are compared.
 PLACES = 512
-NEAR = 0.3
+# How far apart (relative rms, in double) two values may be that count as the same. Nearer than SURE are those that only
+# rounding parts; up to NEAR it may be a bug or other coordinates, and such pairs help to find a bug or to see past an
+# output that reacts to nothing.
+SURE, NEAR = 1e-3, 0.3
 # Nearest values that are considered for each.
 CANDIDATES = 6
 # Values that are the other's in other coordinates: standardised, they agree this well.
@@ -104,17 +106,18 @@ def _profile(value: Array) -> Array:
     return np.asarray(rows * np.where(rows[:, :1] < 0, -1, 1)).ravel()
 
 
-def pair_values(a: Mapping[str, Sketch], b: Mapping[str, Sketch], outputs: Mapping[str, str]) -> list[Pair]:
-    """The values of B, each with the value of A nearest to it, one to one.
+def pair_values(a: Mapping[str, Sketch], b: Mapping[str, Sketch], given: Iterable[Pair], near: float) -> list[Pair]:
+    """Values of B, each with the value of A nearest to it, one to one.
 
     Args:
         a, b: sketches of values, in topological order.
-        outputs: names of B's outputs by those of A's; they are pairs in any case.
+        given: pairs that there are already; they aren't among the result.
+        near: how far apart they may be.
     """
-    pairs = [Pair(left, right, (), "output") for left, right in outputs.items() if left in a and right in b]
-    taken_a, taken_b = {pair.a for pair in pairs}, {pair.b for pair in pairs}
-    for _, _, _, _, left, right, layout in sorted(_candidates(a, b)):
-        if left not in taken_a and right not in taken_b:
+    pairs: list[Pair] = []
+    taken_a, taken_b = {pair.a for pair in given}, {pair.b for pair in given}
+    for apart, _, _, _, left, right, layout in sorted(_candidates(a, b)):
+        if apart < near and left not in taken_a and right not in taken_b:
             taken_a.add(left)
             taken_b.add(right)
             pairs.append(Pair(left, right, layout))
