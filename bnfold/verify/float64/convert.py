@@ -44,7 +44,7 @@ KEPT = frozenset(
     Concat ConcatFromSequence Constant ConstantOfShape Cos CumSum DFT DeformConv DepthToSpace Div Dropout Einsum Equal
     Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual GridSample
     GroupNormalization Identity If IsInf IsNaN Less LessOrEqual Log LogSoftmax Loop LpNormalization
-    MatMul Max MaxPool Min Mod Mul Neg NegativeLogLikelihoodLoss Not OneHot Optional OptionalGetElement
+    MatMul Max MaxPool Min Mod Mul Neg NegativeLogLikelihoodLoss Not Optional OptionalGetElement
     OptionalHasElement Or Pad Pow RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
     ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape ReverseSequence RoiAlign Round
     Scan ScatterElements ScatterND SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert
@@ -179,11 +179,9 @@ class _Conversion:
             raise Unsupported(f"an op of {node.domain}")
         before, declaration = OLDER.get(node.op_type, (0, None))
         if declaration is None or self.opset >= before:
-            is_float = not node.input or self.types.get(node.input[0], TensorProto.FLOAT) in {
-                *FLOATS,
-                TensorProto.DOUBLE,
-            }
-            declaration = DECLARATIONS.get(node.op_type) if is_float else None
+            data = list(node.input[2:3] if node.op_type == "OneHot" else node.input[:1])
+            floats = not data or self.types.get(data[0], TensorProto.FLOAT) in WIDE
+            declaration = DECLARATIONS.get(node.op_type) if floats else None
         if declaration is not None:
             start = len(builder.nodes)
             result = declaration(Op(builder, node))
@@ -195,8 +193,7 @@ class _Conversion:
 
     def _touches_floats(self, node: NodeProto) -> bool:
         """True unless all inputs and outputs are known to be of other types."""
-        kinds = {self.types.get(name, TensorProto.FLOAT) for name in (*node.input, *node.output) if name}
-        return bool(kinds & WIDE)
+        return any(self.types.get(name, TensorProto.FLOAT) in WIDE for name in (*node.input, *node.output) if name)
 
     def _copy(self, builder: Builder, node: NodeProto) -> NodeProto:
         """A node whose op stays: its attributes in double."""

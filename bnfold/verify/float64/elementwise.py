@@ -72,11 +72,15 @@ def hard_sigmoid(op: Op) -> Term:
     return (op.number("alpha", 0.2) * op.input(0) + op.number("beta", 0.5)).above(0.0).below(1.0)
 
 
+# HardSwish is defined by HardSigmoid, whose alpha is a float.
+SIXTH = float(np.float32(1 / 6))
+
+
 @declares("HardSwish")  # x min(max(x / 6 + 1/2, 0), 1)
 def hard_swish(op: Op) -> Term:
     """x times a line between 0 and 1."""
     x = op.input(0)
-    return x * (x / 6.0 + 0.5).above(0.0).below(1.0)
+    return x * (SIXTH * x + 0.5).above(0.0).below(1.0)
 
 
 @declares("Softplus")  # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))
@@ -167,3 +171,11 @@ def mean(op: Op) -> Term:
 def non_zero(op: Op) -> Term:
     """Where x isn't 0."""
     return op.input(0).cast(TensorProto.BOOL).op("NonZero")
+
+
+@declares("OneHot")  # by the kernel for floats: the two values of the original are floats
+def one_hot(op: Op) -> Term:
+    """One of two values, by index."""
+    whole = TensorProto.INT64
+    index, depth, values = op.input(0).cast(whole), op.input(1).cast(whole), op.input(2).cast(TensorProto.FLOAT)
+    return index.op("OneHot", depth, values, axis=op.attribute("axis", -1)).cast(TensorProto.DOUBLE)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from itertools import product
 
-from bnfold.verify.float64.builder import Op, Term, Unsupported, declares
+from bnfold.verify.float64.builder import Op, Term, declares
 from bnfold.verify.float64.window import Window, same_pads
 
 # Above this the slices are multiplied one by one.  Two nodes of such a model are alive at a time.
@@ -108,9 +108,7 @@ def _cut(op: Op, window: Window) -> tuple[list[int], list[int]]:
         spatial = op.shape(0)[2:]
         given = list(wanted)[-rank:] if wanted else [n * s for n, s in zip(spatial, window.strides, strict=True)]
         cases = zip(spatial, given, window.strides, window.spans, extra, strict=True)
-        total = [s * (n - 1) + more + span - size for n, size, s, span, more in cases]
-        if min(total) < 0:
-            raise Unsupported("an output_shape beyond what the kernel reaches")
+        total = [max(0, s * (n - 1) + more + span - size) for n, size, s, span, more in cases]
         pads = same_pads(total, mode == "SAME_UPPER")
         low, high = pads[:rank], pads[rank:]
     # Behind the last element that a tap reaches, the grids go on to a whole stride.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto
 
 from bnfold.verify.float64.builder import Op, Term, declares
 from bnfold.verify.float64.window import FAR
@@ -61,5 +62,6 @@ def hardmax(op: Op) -> Term:
     """One-hot of the largest along an axis."""
     x, axis = op.input(0), op.attribute("axis", -1)
     largest = x.op("ArgMax", axis=axis, keepdims=0)
-    size = x.op("Shape").gather([axis], 0)
-    return largest.op("OneHot", size, op.builder.constant([0.0, 1.0]), axis=axis)
+    size = x.op("Shape").gather(axis, 0)
+    values = op.builder.constant([0.0, 1.0]).cast(TensorProto.FLOAT)
+    return largest.op("OneHot", size, values, axis=axis).cast(TensorProto.DOUBLE)

@@ -14,7 +14,7 @@ from bnfold.verify.float64.window import FAR, Window
 @declares("AveragePool")  # per axis: the sum of the window's elements / how many of them count
 def average_pool(op: Op) -> Term:
     """Average over a window; what lies in the padding counts only if the node says so."""
-    window = Window(op, op.attribute("kernel_shape"))
+    window = Window(op, op.attribute("kernel_shape"), pool=True)
     beyond = _beyond(op, window)
     total = op.input(0).pad([0, 0, *window.low], [0, 0, *(h + b for h, b in zip(window.high, beyond, strict=True))])
     inside = bool(op.attribute("count_include_pad", 0))
@@ -31,7 +31,7 @@ def average_pool(op: Op) -> Term:
 @declares("LpPool")  # (sum of |x|^p)^(1/p)
 def lp_pool(op: Op) -> Term:
     """p-norm over a window."""
-    window, p = Window(op, op.attribute("kernel_shape")), float(op.attribute("p", 2))
+    window, p = Window(op, op.attribute("kernel_shape"), pool=True), float(op.attribute("p", 2))
     beyond = _beyond(op, window)
     high = [h + b for h, b in zip(window.high, beyond, strict=True)]
     total = (abs(op.input(0)) ** p).pad([0, 0, *window.low], [0, 0, *high])
@@ -92,9 +92,9 @@ def _window_sum(padded: Term, window: Window, axis: int) -> Term:
 
 def _counts(size: int, window: Window, axis: int, beyond: int, inside: bool) -> Array:
     """How many elements count at each position: those of the input, and of the padding (`inside`), never beyond it."""
-    pads = [float(inside)]
-    low, high = window.low[axis], window.high[axis]
-    line = np.array([*pads * low, *[1.0] * size, *pads * high, *[0.0] * beyond])
+    low, high, pad = window.low[axis], window.high[axis], [float(inside)]
+    ones = [1.0] * size
+    line = np.array([*pad * low, *ones[max(-low, 0) : size - max(-high, 0)], *pad * high, *[0.0] * beyond])
     span, stride, dilation = window.spans[axis], window.strides[axis], window.dilations[axis]
     starts: Sequence[int] = range(0, len(line) - span + 1, stride)
     return np.array([line[start : start + span : dilation].sum() for start in starts])

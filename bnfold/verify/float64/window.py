@@ -12,8 +12,8 @@ FAR = (1 << 63) - 1  # an end of a Slice: all there is
 
 def same_pads(total: Sequence[int], upper: bool) -> list[int]:
     """Pads of auto_pad SAME: half on each side, the odd one at the end (upper) or at the start."""
-    low = [max(n, 0) // 2 if upper else max(n, 0) - max(n, 0) // 2 for n in total]
-    return [*low, *(max(n, 0) - first for n, first in zip(total, low, strict=True))]
+    low = [int(n / 2) if upper else int((n + 1) / 2) for n in total]
+    return [*low, *(n - first for n, first in zip(total, low, strict=True))]
 
 
 class Window:
@@ -23,11 +23,13 @@ class Window:
         op: the node.
         kernel: its sizes.
         transposed: ConvTranspose, whose auto_pad SAME is another thing and left to the caller.
+        pool: where the stride is beyond the kernel, auto_pad SAME skips elements on both sides, as ONNX Runtime's pools
+            do; its convolutions skip at the end only.
 
     Raises: Unsupported if auto_pad needs a shape that isn't known.
     """
 
-    def __init__(self, op: Op, kernel: Sequence[int], transposed: bool = False) -> None:
+    def __init__(self, op: Op, kernel: Sequence[int], transposed: bool = False, pool: bool = False) -> None:
         rank = len(kernel)
         self.kernel = list(kernel)
         self.strides: list[int] = list(op.attribute("strides") or [1] * rank)
@@ -37,7 +39,8 @@ class Window:
         self.pads: list[int] = list(op.attribute("pads") or [0] * 2 * rank)
         if mode in ("SAME_UPPER", "SAME_LOWER") and not transposed:
             cases = zip(op.shape(0)[2:], self.spans, self.strides, strict=True)
-            self.pads = same_pads([(-(-n // s) - 1) * s + span - n for n, span, s in cases], mode == "SAME_UPPER")
+            total = [(-(-n // s) - 1) * s + span - n for n, span, s in cases]
+            self.pads = same_pads(total if pool else [max(n, 0) for n in total], mode == "SAME_UPPER")
         elif mode not in ("NOTSET", ""):
             self.pads = [0] * 2 * rank
 
