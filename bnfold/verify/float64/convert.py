@@ -182,6 +182,8 @@ class _Conversion:
             data = list(node.input[2:3] if node.op_type == "OneHot" else node.input[:1])
             floats = not data or self.types.get(data[0], TensorProto.FLOAT) in WIDE
             declaration = DECLARATIONS.get(node.op_type) if floats else None
+        if node.op_type == "Attention" and _masked_twice(node):
+            raise Unsupported("causal, padded, or of inner values")
         if declaration is not None:
             start = len(builder.nodes)
             result = declaration(Op(builder, node))
@@ -225,6 +227,12 @@ class _Conversion:
         if attribute.type == AttributeProto.GRAPH:
             return helper.make_attribute(attribute.name, self.graph(attribute.g, builder.constants))
         return attribute
+
+
+def _masked_twice(node: NodeProto) -> bool:
+    """True for the forms of Attention where ONNX Runtime's double and float differ or the double has no kernel."""
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    return bool(numbers.get("is_causal") or any(node.input[6:]) or any(node.output[3:]))
 
 
 # -- types, tensors, shapes -----------------------------------------------------------------------------

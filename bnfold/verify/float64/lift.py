@@ -105,3 +105,9 @@ def batch_normalization(op: Op) -> Term:
         raise Unsupported("BatchNormalization with spatial=0")
     inputs = [op.input(index) for index in range(5)]
     return op.builder.op("BatchNormalization", *inputs, epsilon=op.attribute("epsilon", 1e-5))
+
+
+@lifts("Scan", before=9)  # scanned batches, with other inputs
+def scan(op: Op) -> Term:
+    """Nothing that could be said with today's."""
+    raise Unsupported(f"Scan of opset {op.opset}")

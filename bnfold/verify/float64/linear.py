@@ -2,8 +2,8 @@
 
     y[n, g, o, p] = sum over channels i, taps k:  W[g, o, i, k] x[n, g, i, p stride + k dilation]
 
-Tap by tap that is a sum of products of (group, outputs, inputs) with (group, inputs, positions).  All taps side by side
-(im2col) make one faster product, of `taps` times the memory: used while that stays below IM2COL_BYTES.
+With all taps side by side (im2col) that is one product of (group, outputs, inputs * taps) and (group, inputs * taps,
+positions).  Such a copy is `taps` times as large as the input, so that big ones are made band by band.
 
 ConvTranspose is the product first, and then each tap's part added at its place.  Places that differ by a multiple of
 the stride are added on the grid of the input; the grids are interleaved at the end.
@@ -12,43 +12,56 @@ the stride are added on the grid of the input; the grids are interleaved at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 from bnfold.verify.float64.builder import Op, Term, declares
 from bnfold.verify.float64.window import Window, same_pads
 
-# Above this the slices are multiplied one by one.  Two nodes of such a model are alive at a time.
-IM2COL_BYTES = 64 << 20
+# Size of a band's im2col: small beside any activation that needs more than one.
+IM2COL_BYTES = 32 << 20
 
 
 @declares("Conv")  # pad, one Slice per tap, MatMul with the kernel
 def conv(op: Op) -> Term:
     """Convolution over any number of axes, any group, stride, dilation and padding."""
     outputs, inner, *kernel = op.shape(1)
-    window, groups, taps = Window(op, kernel), op.attribute("group", 1), math.prod(kernel)
+    window, groups = Window(op, kernel), op.attribute("group", 1)
+    weight = op.input(1).reshape([groups, outputs // groups, inner * math.prod(kernel)])
     padded = op.input(0).pad([0, 0, *window.low], [0, 0, *window.high])
-    slices = window.taps(padded)
-    first = next(slices)
-    shape = op.builder.joined(first.dims(0, 1), outputs, first.dims(2, 2 + window.rank))
-    if taps == 1 or _im2col_bytes(op, window) <= IM2COL_BYTES:
-        seen = [term.reshape([0, groups, inner, 1, -1]) for term in (first, *slices)]
-        columns = seen[0] if taps == 1 else op.builder.op("Concat", *seen, axis=3)
-        weight = op.input(1).reshape([groups, outputs // groups, inner * taps])
-        total = weight @ columns.reshape([0, groups, inner * taps, -1])
-    else:
-        weight = op.input(1).reshape([groups, outputs // groups, inner, taps])
-        total = weight.gather(0, 3) @ first.reshape([0, groups, inner, -1])
-        for tap, term in enumerate(slices, 1):
-            total = total + weight.gather(tap, 3) @ term.reshape([0, groups, inner, -1])
-    return _with_bias(total.reshape(shape), op.optional(2), window.rank)
+    sizes = (groups, inner, outputs)
+    bands = [_convolved(band, weight, window, sizes) for band in _bands(op, padded, window)]
+    total = op.builder.op("Concat", *bands, axis=2) if len(bands) > 1 else bands[0]
+    return _with_bias(total, op.optional(2), window.rank)
 
 
-def _im2col_bytes(op: Op, window: Window) -> float:
-    if not op.knows_shape(0):
-        return math.inf
+def _convolved(padded: Term, weight: Term, window: Window, sizes: tuple[int, int, int]) -> Term:
+    """All taps side by side, times the kernel; `sizes`: groups, inputs per group, outputs."""
+    groups, inner, outputs = sizes
+    taps = math.prod(window.kernel)
+    slices = list(window.taps(padded))
+    shape = padded.builder.joined(slices[0].dims(0, 1), outputs, slices[0].dims(2, 2 + window.rank))
+    seen = [term.reshape([0, groups, inner, 1, -1]) for term in slices]
+    columns = seen[0] if taps == 1 else padded.builder.op("Concat", *seen, axis=3)
+    return (weight @ columns.reshape([0, groups, inner * taps, -1])).reshape(shape)
+
+
+def _bands(op: Op, padded: Term, window: Window) -> Iterator[Term]:
+    """The rows of the first spatial axis that each band of outputs sees."""
+    taps = math.prod(window.kernel)
+    if taps == 1 or not op.knows_shape(0):
+        yield padded
+        return
     batch, channels, *spatial = op.shape(0)
-    return 8 * batch * channels * math.prod(window.kernel) * math.prod(window.sizes(spatial))
+    rows, *others = window.sizes(spatial)
+    count = min(rows, math.ceil(8 * batch * channels * taps * rows * math.prod(others) / IM2COL_BYTES))
+    if count <= 1:
+        yield padded
+        return
+    height, stride, span = -(-rows // count), window.strides[0], window.spans[0]
+    for start in range(0, rows, height):
+        end = min(start + height, rows)
+        yield padded.slice([start * stride], [(end - 1) * stride + span], [2], [1])
 
 
 def _with_bias(total: Term, bias: Term | None, rank: int) -> Term:
@@ -108,9 +121,9 @@ def _cut(op: Op, window: Window) -> tuple[list[int], list[int]]:
         spatial = op.shape(0)[2:]
         given = list(wanted)[-rank:] if wanted else [n * s for n, s in zip(spatial, window.strides, strict=True)]
         cases = zip(spatial, given, window.strides, window.spans, extra, strict=True)
-        total = [max(0, s * (n - 1) + more + span - size) for n, size, s, span, more in cases]
-        pads = same_pads(total, mode == "SAME_UPPER")
-        low, high = pads[:rank], pads[rank:]
+        total = [s * (n - 1) + more + span - size for n, size, s, span, more in cases]
+        low = same_pads([max(0, n) for n in total], mode == "SAME_UPPER")[:rank]
+        high = [(n if wanted else max(0, n)) - first for n, first in zip(total, low, strict=True)]
     # Behind the last element that a tap reaches, the grids go on to a whole stride.
     over = [(reach + 1) * s - span for reach, s, span in zip(window.reach, window.strides, window.spans, strict=True)]
     return low, [n + rest - more for n, rest, more in zip(high, over, extra, strict=True)]
