@@ -140,7 +140,7 @@ def _second_thoughts(bench: _Bench, pairs: list[Pair], found: Found) -> tuple[li
     """Take back pairs that are off with another one behind them, and all between; how many were."""
     taken_back = 0
     for _ in range(ROUNDS):
-        gone = _between(found)
+        gone = _between(found) | _crossed(found)
         if not gone:
             break
         taken_back += len(gone)
@@ -164,6 +164,15 @@ def _between(found: Found) -> set[Pair]:
         if name in off or name in ahead:
             ahead.update(segment.given_b)
     return {by_b[name][0].pair for name in behind & ahead if by_b[name][0].pair.basis != "output"}
+
+
+def _crossed(found: Found) -> set[Pair]:
+    """Pairs that are off and begin at other pairs in A than in B: equal values in another order, noise of another segment."""
+    by_b = {pair.b: pair.a for pair in found if counts(pair)}
+    return {
+        segment.pair for segment, _ in _off(found)
+        if segment.pair.basis != "output" and {by_b[name] for name in segment.given_b} != segment.given_a
+    }  # fmt: skip
 
 
 def _leads_on(off: list[Item]) -> bool:

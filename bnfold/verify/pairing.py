@@ -71,8 +71,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sketch:
-    """What is kept of a value: its number of elements, and some of them, for each layout; its standardised profile."""
+    """What is kept of a value: its shape, some of its elements, for each layout, and its standardised profile."""
 
+    shape: tuple[int, ...]
     size: int
     places: Mapping[tuple[int, ...], Array]
     profile: Array
@@ -89,7 +90,7 @@ def sketch(value: Array, layouts: bool) -> Sketch:
         if order:
             index = tuple(index[list(order).index(axis)] for axis in range(value.ndim))
         places[order] = np.nan_to_num(np.atleast_1d(value)[index].astype(np.float64), posinf=0, neginf=0)
-    return Sketch(value.size, places, _profile(value))
+    return Sketch(value.shape, value.size, places, _profile(value))
 
 
 def _profile(value: Array) -> Array:
@@ -116,7 +117,7 @@ def pair_values(a: Mapping[str, Sketch], b: Mapping[str, Sketch], given: Iterabl
     """
     pairs: list[Pair] = []
     taken_a, taken_b = {pair.a for pair in given}, {pair.b for pair in given}
-    for apart, _, _, _, left, right, layout in sorted(_candidates(a, b)):
+    for apart, _, _, _, _, left, right, layout in sorted(_candidates(a, b)):
         if apart < near and left not in taken_a and right not in taken_b:
             taken_a.add(left)
             taken_b.add(right)
@@ -126,8 +127,8 @@ def pair_values(a: Mapping[str, Sketch], b: Mapping[str, Sketch], given: Iterabl
 
 def _candidates(
     a: Mapping[str, Sketch], b: Mapping[str, Sketch]
-) -> Iterator[tuple[float, bool, tuple[int, ...], float, str, str, tuple[int, ...]]]:
-    """Pairs of near values: how far apart they are, whether their names differ, their layout, distance in the graph."""
+) -> Iterator[tuple[float, bool, bool, tuple[int, ...], float, str, str, tuple[int, ...]]]:
+    """Near values: how far apart, whether shapes and names differ, the layout, distance in the graph; both names."""
     depth_a = {name: place / len(a) for place, name in enumerate(a)}
     depth_b = {name: place / len(b) for place, name in enumerate(b)}
     for size in {sketched.size for sketched in a.values()} - {0}:
@@ -151,7 +152,8 @@ def _candidates(
                 apart = float(np.sqrt(np.sum((matrix[index] - places) ** 2) / norm))
                 if apart < NEAR:
                     yield (
-                        apart, name != other, layout, abs(depth_a[name] - depth_b[other]), name, other, layout,
+                        apart, a[name].shape != b[other].shape, name != other, layout,
+                        abs(depth_a[name] - depth_b[other]), name, other, layout,
                     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ class Segment:
     nodes_b: list[NodeProto]
     native: bool
     tally: Tally = field(repr=False)
+    probe: Tally = field(repr=False)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -46,8 +47,9 @@ class Segment:
         return self.given_a | {self.pair.a}
 
     def reading(self) -> Reading:
-        """What was measured."""
-        return self.tally.reading(NATIVE if self.native else 1.0)
+        """What was measured: on A's own values, and on those of other channels where some are idle."""
+        readings = [tally.reading(NATIVE if self.native else 1.0) for tally in (self.tally, self.probe)]
+        return max(readings, key=lambda reading: reading.r)
 
 
 class Segments:
@@ -86,7 +88,7 @@ class Segments:
         given_a, given_b = (own_a, own_b) if native else (double_a, double_b)
         return Segment(
             pair, frozenset(given_a & set(self.cut_a)), frozenset(given_b & set(self.cut_b)),
-            nodes_a, nodes_b, native, Tally(a.unit(pair.a)),
+            nodes_a, nodes_b, native, Tally(a.unit(pair.a)), Tally(a.unit(pair.a)),
         )  # fmt: skip
 
     def run(self, feeds_a: Feeds, feeds_b: Feeds, known: Mapping[str, Array] | None = None, held: int = HELD) -> None:
@@ -110,20 +112,47 @@ class Segments:
             ready = [segment for segment, need in waiting if need <= values.keys()]
             waiting = [(segment, need) for segment, need in waiting if not need <= values.keys()]
             for native in (False, True):
-                chosen = [segment for segment in ready if segment.native == native]
-                if chosen:
-                    _Measurement(self, chosen, values, native).run(
-                        *((feeds_a, feeds_b) if native else (double_a, double_b))
-                    )
+                feeds = (feeds_a, feeds_b) if native else (double_a, double_b)
+                for probing in (False, True):
+                    chosen = [
+                        segment for segment in ready
+                        if segment.native == native and not (probing and not self._is_idle(segment, values))
+                    ]  # fmt: skip
+                    if chosen:
+                        _Measurement(self, chosen, values, native, probing).run(*feeds)
             still = set().union(*(need for _, need in waiting)) if waiting else set()
             values = {name: value for name, value in values.items() if name in still}
 
+    def _is_idle(self, segment: Segment, values: Feeds) -> bool:
+        """Whether a segment that begins at the same pairs in both models is given channels that are 0."""
+        if not segment.given_a or {self.by_b[name].a for name in segment.given_b} != segment.given_a:
+            return False
+        return any(_has_idle(values[name]) for name in segment.given_a)
+
+
+def _has_idle(value: Array) -> bool:
+    return value.ndim > 1 and not value.any(axis=tuple(axis for axis in range(value.ndim) if axis != 1)).all()
+
+
+def _woken(value: Array) -> Array:
+    """Channels that are 0 hold what others do, so that the weights behind them count: no value leaves its range."""
+    if not _has_idle(value):
+        return value
+    alive = value.any(axis=tuple(axis for axis in range(value.ndim) if axis != 1))
+    order = np.arange(len(alive))
+    sources = np.flatnonzero(alive)
+    if len(sources):
+        order[~alive] = np.resize(sources, int((~alive).sum()))
+    return value[:, order]
+
 
 class _Measurement:
-    """Segments whose values are all at hand, in one type of arithmetic."""
+    """Segments whose values are all at hand, in one type of arithmetic; `probing` fills channels that are 0."""
 
-    def __init__(self, cut: Segments, segments: list[Segment], values: Feeds, native: bool) -> None:
-        self.cut, self.segments, self.values, self.native = cut, segments, values, native
+    def __init__(self, cut: Segments, segments: list[Segment], values: Feeds, native: bool, probing: bool) -> None:
+        self.cut, self.segments, self.native, self.probing = cut, segments, native, probing
+        given = set().union(*(segment.given_a for segment in segments))
+        self.values = {n: _woken(v) if n in given else v for n, v in values.items()} if probing else values
 
     def run(self, feeds_a: Feeds, feeds_b: Feeds) -> None:
         """Run B, then A with each seed, and add up."""
@@ -136,7 +165,7 @@ class _Measurement:
         own = {name for segment in self.segments for name in segment.given_a}
         given = {name: self._stored(cut.a, name, None, self.values[name]) for name in own}
         exact = {name: self.values[name] for name in names_a}
-        if self.native:
+        if self.native or self.probing:
             exact = self._noisy(runner, feeds_a, given, None)
         noisy = [self._noisy(runner, feeds_a, given, cut.seed + seed) for seed in range(SEEDS)]
         for segment in self.segments:
@@ -176,10 +205,10 @@ class _Measurement:
         return runner.run(found)
 
     def _add(self, segment: Segment, exact: Array, found: Array, noisy: list[Array]) -> None:
-        pair = segment.pair
+        pair, tally = segment.pair, segment.probe if self.probing else segment.tally
         shape = exact.shape
         if found.size != exact.size or (not pair.layout and pair.basis == "output" and found.shape != shape):
-            segment.tally.problem = f"has shape {list(found.shape)} instead of {list(shape)}"
+            tally.problem = f"has shape {list(found.shape)} instead of {list(shape)}"
             return
         exact, found, *noisy = (as_double(v) for v in (exact, pair.as_a(found, shape), *noisy))
         if pair.basis == "coordinates":
@@ -187,4 +216,4 @@ class _Measurement:
             noisy = [slope * (value - exact) for value in noisy]
             exact = slope * exact + intercept
             noisy = [exact + value for value in noisy]
-        segment.tally.add(exact, found, noisy)
+        tally.add(exact, found, noisy)
