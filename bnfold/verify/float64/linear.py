@@ -18,8 +18,8 @@ from itertools import product
 from bnfold.verify.float64.builder import Op, Term, declares
 from bnfold.verify.float64.window import Window, same_pads
 
-# Size of a band's im2col: small beside any activation that needs more than one.
-IM2COL_BYTES = 32 << 20
+# Size of a band's im2col: small beside any activation that needs more than one.  Half and double are no faster.
+IM2COL_BYTES = 16 << 20
 
 
 @declares("Conv")  # pad, one Slice per tap, MatMul with the kernel
