@@ -273,6 +273,12 @@ def recurrent(gates: int) -> Maker:
     return make
 
 
+def roi_align(rng: Rng) -> Case:
+    regions = np.array([[0, 0, 4, 4], [1, 1, 6, 5]], np.float32)
+    inputs = [_x(rng, 1, 2, 8, 8), regions, np.zeros(2, np.int64)]
+    return Case([*inputs], {"output_height": 2, "output_width": 3, "sampling_ratio": 2}, 16, reference=False)
+
+
 def softmax(rng: Rng) -> Case:
     return Case(
         [_x(rng, 2, 3, 4)], {"axis": int(rng.integers(0, 3))} if rng.random() < 0.7 else {}, 11, reference=False
@@ -340,4 +346,17 @@ CASES: dict[str, list[Maker]] = {
     "Pad": [old(lambda rng: {"pads": [0, 1, 2, 0, 0, 0, 1, 1], "mode": _pick(rng, "constant", "reflect", "edge")}, 10)],
     "Slice": [old(lambda rng: {"starts": [1, -3], "ends": [9, -1], "axes": [1, 3]}, 9)],
     "TopK": [old(lambda rng: {"k": 2, "axis": int(rng.integers(-1, 3))}, 9, 2)],
+    # Ops that stay, and that onnx's own node tests don't try in double.
+    "Compress": [lambda rng: Case([_x(rng, 3, 4), np.array([True, False, True])], {"axis": 0})],
+    "CumSum": [lambda rng: Case([_x(rng, 3, 4), np.array(1)])],
+    "DepthToSpace": [old(lambda rng: {"blocksize": 2}, 13, 1, 1, 8, 2, 3)],
+    "SpaceToDepth": [old(lambda rng: {"blocksize": 2}, 13, 1, 1, 2, 4, 6)],
+    "Einsum": [lambda rng: Case([_x(rng, 3, 4), _x(rng, 4, 5)], {"equation": "ij,jk->ki"})],
+    "EyeLike": [old(lambda rng: _pick(rng, {}, {"k": 1, "dtype": 1}), 13, 1, 3, 4)],
+    "ReduceLogSum": [lambda rng: Case([np.abs(_x(rng, 3, 4)) + 1])],
+    "ReduceLogSumExp": [lambda rng: Case([_x(rng, 3, 4)])],
+    "ReverseSequence": [lambda rng: Case([_x(rng, 4, 3), np.array([1, 2, 4])])],
+    "RoiAlign": [roi_align],
+    "Trilu": [lambda rng: Case([_x(rng, 3, 4)])],
+    "Unique": [lambda rng: Case([np.round(_x(rng, 20))], outputs=4)],
 }  # fmt: skip

@@ -27,8 +27,8 @@ TRIES = 24
 FLOAT_NOISE, DOUBLE_NOISE = 3e-6, 1e-12
 
 
-def run(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """All outputs on ONNX Runtime, its optimisations off."""
+def run(model: ModelProto, feeds: Mapping[str, Array]) -> dict[str, Any]:
+    """All outputs (arrays, or lists of them) on ONNX Runtime, its optimisations off."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -138,7 +138,7 @@ def test_half_precision_becomes_double(element: Any) -> None:
 
 def test_bodies_are_converted() -> None:
     model = parse_model(
-        """<ir_version: 8, opset_import: ["": 17]> 
+        """<ir_version: 8, opset_import: ["": 17]>
         g (float[2, 4] x, bool flag, int64 n) => (float[2, 4] y, float[2, 4] z)
         <float half = {0.5}> {
         y = If (flag) <then_branch = a () => (float[2, 4] t) { t = Elu(x) }, else_branch = b () => (float[2, 4] e) {
