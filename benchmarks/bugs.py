@@ -155,7 +155,7 @@ def _epsilon(new: float, every: bool) -> Edit:
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
             variance = _array(model, node.input[4]).astype(np.float64)
             # What is stored makes up for the change of epsilon, wherever that is above 0.
-            other = new if new else 0.0
+            other = new
             if other == epsilon:
                 other = 1e-3
             if not _set(model, node, 4, np.maximum(variance + other - epsilon, 1e-12)):

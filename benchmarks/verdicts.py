@@ -3,10 +3,10 @@
     python benchmarks/verdicts.py [--models N] [--files GLOB] [--bugs N] [--log FILE]
 
 Over the real models and network skeletons, each: right pairs (our fold, as it is and renamed; the original re-saved,
-renamed, with Constant nodes, in channels-last layout; what the other tools that are installed make of it) and wrong ones
-(a bug of `bugs.py` put in, then folded). 'idle' are bugs that no output shows on these inputs, not even in double: dead
-channels. The tolerances are those of other tools, on both models' own outputs for the
-same inputs. Prints markdown tables; exit code 1 if there is a false alarm or more than 0.5 % of the bugs are missed.
+renamed, with Constant nodes, in channels-last layout; what the other tools that are installed make of it) and wrong
+ones (a bug of `bugs.py` put in, then folded). 'idle' are bugs that no output shows on these inputs, not even in double:
+dead channels. The tolerances are those of other tools, on both models' own outputs for the same inputs. Prints markdown
+tables; exit code 1 if there is a false alarm or more than 0.5 % of the bugs are missed.
 """
 
 from __future__ import annotations
@@ -214,7 +214,8 @@ def _by_pair(rows: list[dict[str, Any]]) -> None:
         passed = [sum(row["tolerances"][name] for row in group if row["tolerances"]) for name in TOLERANCES]
         lines.append([kind, pair, *(str(verdicts[v]) for v in ("equal", "rounding-scale difference", "different",
                       "cannot tell")), f"{extreme:.3g}", *map(str, passed)])  # fmt: skip
-    head = ["", "pair", "equal", "rounding", "different", "cannot tell", "max r (right), min r", *(f"{n} passes" for n in TOLERANCES)]
+    head = ["", "pair", "equal", "rounding", "different", "cannot tell", "max r (right), min r",
+            *(f"{name} passes" for name in TOLERANCES)]  # fmt: skip
     print(table(head, lines))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnx import ModelProto
@@ -23,7 +23,7 @@ from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import PROVIDERS, CannotRun, available_providers, optimised_by_runtime
 from bnfold.verify.segments import Segment
 from bnfold.verify.sides import Side
-from bnfold.verify.signature import Signature, compare_signatures, pinned
+from bnfold.verify.signature import compare_signatures, pinned
 
 log = logging.getLogger("bnfold")
 
@@ -53,33 +53,50 @@ def verify(
         data: an .npz with an array for each input, samples along the first axis; without it inputs are random.
         seed: of random inputs and of the noise.
         optimized: whether to judge what ONNX Runtime's optimiser makes of `b` (or of `a`), instead of `b` itself.
-        provider_a, provider_b: 'cpu', 'cuda' or 'tensorrt': where the models are run in their own types.
+        provider_a: 'cpu', 'cuda' or 'tensorrt': where `a` is run in its own type.
+        provider_b: where `b` is.
 
     Raises:
         UsageError: no model, data that doesn't fit, a provider that isn't there.
         ModelError: a model isn't sound, or its data can't be read.
     """
+    settings = Settings(seed, optimized, provider_a, provider_b)
     _demand_providers(provider_a, provider_b)
     if b is None and not optimized:
         raise UsageError("there is one model only; give two, or ask for what ONNX Runtime's optimiser makes of it")
-    first, second = _open(a), _open(a if b is None else b)
-    notes: list[str] = []
-    left = _prepared(first)
+    return compare_models(open_model(a)[0], open_model(a if b is None else b)[0], data, settings)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are compared; see `verify`."""
+
+    seed: int = 0
+    optimized: bool = False
+    provider_a: str = "cpu"
+    provider_b: str = "cpu"
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the constants and the versions that the result depends on."""
+        limits = {"seeds_of_noise": criterion.SEEDS, "limits": [criterion.EQUAL, criterion.DIFFERENT]}
+        return asdict(self) | limits | {"versions": _versions()}
+
+
+def compare_models(
+    a: LoadedModel, b: LoadedModel, data: str | os.PathLike[str] | None, settings: Settings
+) -> Comparison:
+    """`verify`, of models that are open already."""
+    left = _prepared(a)
     try:
-        right = _optimised(second) if optimized else _prepared(second)
+        right = _optimised(b) if settings.optimized else _prepared(b)
     except CannotRun as why:
-        raise UsageError(str(why), file=second.path) from None
-    setting = {
-        "seed": seed, "seeds_of_noise": criterion.SEEDS, "limits": [criterion.EQUAL, criterion.DIFFERENT],
-        "provider_a": provider_a, "provider_b": provider_b, "optimized": optimized, "versions": _versions(),
-    }  # fmt: skip
+        raise UsageError(str(why), file=b.path) from None
     signature = compare_signatures(left, right)
-    notes += signature.notes
-    result = Comparison(comparison.UNKNOWN, "", signature, None, (), (), tuple(notes), "", setting)
+    result = Comparison(comparison.UNKNOWN, "", signature, None, (), (), signature.notes, "", settings.to_dict())
     if signature.differences:
-        return replace(result, verdict=comparison.DIFFERENT, reason=f"{signature.differences[0]}")
+        return replace(result, verdict=comparison.DIFFERENT, reason=signature.differences[0])
     try:
-        samples = drawn(pinned(left, signature), seed) if data is None else from_file(left, data)
+        samples = drawn(pinned(left, signature), settings.seed) if data is None else from_file(left, data)
     except CannotRun as why:
         return replace(result, reason=f"A can't be run: {why}")
     return _Judge(left, right, samples, replace(result, inputs=samples.sentence)).judge()
@@ -95,19 +112,11 @@ def _demand_providers(*names: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
+    import numpy
+    import onnx
+    import onnxruntime
 
-    found = {"bnfold": __version__}
-    for name in ("onnx", "onnxruntime", "onnxruntime-gpu", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _open(model: Any) -> LoadedModel:
-    return open_model(model)[0]
+    return {"bnfold": __version__} | {module.__name__: module.__version__ for module in (onnx, onnxruntime, numpy)}
 
 
 def _prepared(model: LoadedModel) -> ModelProto:
@@ -149,12 +158,12 @@ class _Judge:
             return self._end(comparison.UNKNOWN, f"it can't be looked into: {why}")
         for side, which in ((a, "A"), (b, "B")):
             for name, why_not in list(side.unsupported.items())[:3]:
-                self.notes.append(f"{which}'s {quoted(name)} has no float64 form ({why_not}): it is run in its own type")
+                self.notes.append(f"{which}'s {quoted(name)} has no float64 form, it is run in its own type: {why_not}")
         self.outputs = tuple(
             replace(report, ties=flips[report.name].ties) if report.name in flips else report for report in self.outputs
         )
         flipped = [flip for flip in flips.values() if flip.counted]
-        return self._verdict(a, b, found, problem or (flipped[0].sentence if flipped else ""))
+        return self._verdict(b, found, problem or (flipped[0].sentence if flipped else ""))
 
     @property
     def _seed(self) -> int:
@@ -177,7 +186,8 @@ class _Judge:
         if found.problems:
             return f"run in their own types, {found.problems[0]}"
         if found.worst > native.LIMIT:
-            return f"run in their own types, outputs are {found.worst:.3g} × A's own noise apart (limit {native.LIMIT:g})"
+            apart = f"{found.worst:.3g} × A's own noise apart (limit {native.LIMIT:g})"
+            return f"run in their own types, outputs are {apart}"
         return ""
 
     def _not_run(self, why: CannotRun) -> str:
@@ -192,9 +202,9 @@ class _Judge:
             return ""
         return f"B can't be run, A can: {why}"
 
-    def _verdict(self, a: Side, b: Side, found: Examination, problem: str) -> Comparison:
-        segments = tuple(_report(segment, reading, a, b) for segment, reading in found.segments)
-        located = [_report(segment, reading, a, b) for segment, reading in found.located]
+    def _verdict(self, b: Side, found: Examination, problem: str) -> Comparison:
+        segments = tuple(_report(segment, reading, b) for segment, reading in found.segments)
+        located = [_report(segment, reading, b) for segment, reading in found.located]
         first = located[0] if located else None
         self.notes += _notes(found)
         worst, count = found.worst, len(segments)
@@ -225,7 +235,7 @@ class _Judge:
         )  # fmt: skip
 
 
-def _report(segment: Segment, reading: Reading, a: Side, b: Side) -> SegmentReport:
+def _report(segment: Segment, reading: Reading, b: Side) -> SegmentReport:
     pair = segment.pair
     node = b.makers.get(pair.b)
     return SegmentReport(
@@ -260,7 +270,7 @@ def _notes(found: Examination) -> list[str]:
     if idle:
         total = sum(reading.idle for _, reading in idle)
         example = quoted(idle[0][0].pair.a)
-        notes.append(f"{total} channels of {len(idle)} values stayed 0 on these inputs (first: {example}): not examined")
+        notes.append(f"{total} channels of {len(idle)} values stayed 0 on these inputs, the first of {example}")
     moved = sum(
         reading.r <= criterion.EQUAL for segment, reading in found.segments if segment.pair.basis == "coordinates"
     )

@@ -59,7 +59,8 @@ class OutputReport:
         sqnr_db: the same in decibels; None if there is no difference.
         cosine: of the angle between both; None if one is zero.
         argmax: share of positions whose largest element is at the same index; None without an axis for it.
-        differing, ties: of values that are no floats: elements that differ, and how many of them are ties of the scores.
+        differing, ties: of values that are no floats: elements that differ, how many of them in float64 are ties of
+            the scores.
     """
 
     name: str

@@ -2,11 +2,11 @@
 
     r = rms_c(B_cut - A64) / max(N_c, 0.5 median(N / s) s_c, u s_c, 2^-45 s)
 
-c is a channel; s_c and s are the rms of A64 there and as a whole; N_c is what moving A's weights and the values fed into
-the segment by one unit in the last place does to it (rms over three seeds); u is half such a unit at 1, of the type that
-the value is stored in. So r is a backward error: B is A with its weights moved by r units, which needs no tuning to a
-model or a type. The median keeps a channel that the seeds happen to leave alone from counting as exact; u is what storing
-the value costs; 2^-45 what double itself does.
+c is a channel; s_c and s are the rms of A64 there and as a whole; N_c is what moving A's weights and the values fed
+into the segment by one unit in the last place does to it (rms over three seeds); u is half such a unit at 1, of the
+type that the value is stored in. So r is a backward error: B is A with its weights moved by r units, which needs no
+tuning to a model or a type. The median keeps a channel that the seeds happen to leave alone from counting as exact; u
+is what storing the value costs; 2^-45 what double itself does.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class Tally:
         alive = size > 0
         typical = float(np.median(noise[alive] / size[alive])) if alive.any() else 0.0
         whole = float(np.sqrt(np.mean(size**2)))
-        floor = np.maximum.reduce([noise, 0.5 * typical * size, self.unit * size, np.full_like(size, PRECISION * whole)])
+        least = np.full_like(size, PRECISION * whole)
+        floor = np.maximum.reduce([noise, 0.5 * typical * size, self.unit * size, least])
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(error > 0, error / floor, 0.0) / leniency
         order = np.argsort(-ratio, kind="stable")

@@ -20,7 +20,7 @@ from bnfold.verify.criterion import EQUAL, SEEDS
 from bnfold.verify.examine import Batch, Examination
 from bnfold.verify.prepare import moved
 from bnfold.verify.runtime import CUT, Feeds, Runner, cut_model
-from bnfold.verify.sides import Side, as_double
+from bnfold.verify.sides import DOUBLE, Side, as_double
 
 # What hands a decision on.
 PASSES = frozenset("Cast Squeeze Unsqueeze Reshape Identity Flatten Not".split())
@@ -76,7 +76,7 @@ class _Decisions:
                          if name in self.a.double_makers})  # fmt: skip
         wanted = [*self.names, *(name for name in scores if name not in self.names)]
         exact, noisy = self._of_a(wanted, batch)
-        cuts = {name: 11 for name in self.pairs}
+        cuts = dict.fromkeys(self.pairs, DOUBLE)
         runner = Runner(cut_model(self.b.model, cuts, list(self.names.values())), list(self.names.values()))
         feeds = self.b.double_feeds(batch.b)
         known = self._known(batch, [name.removeprefix(CUT) for name in runner.inputs if name.startswith(CUT)])
@@ -100,17 +100,14 @@ class _Decisions:
         feeds = self.a.double_feeds(batch.a)
         plain = Runner(cut_model(self.a.model, {}, wanted), wanted).run(feeds)
         runner = Runner(cut_model(self.a.model, {}, wanted, loose), wanted)
-        noisy = []
-        for seed in range(self.seed, self.seed + SEEDS):
-            noisy.append(runner.run(feeds | {n: as_double(moved(self.a.weights[n], seed)) for n in loose}))
-        return plain, noisy
+        return plain, [
+            runner.run(feeds | {name: as_double(moved(self.a.weights[name], self.seed + seed)) for name in loose})
+            for seed in range(SEEDS)
+        ]
 
     def _flips(self, name: str, exact: Feeds, other: Array, noisy: list[Feeds]) -> Flips:
         value, node = exact[name], self.deciders[name]
-        if isinstance(value, np.ndarray) and isinstance(other, np.ndarray) and value.shape == other.shape:
-            differs = value != other
-        else:
-            differs = np.ones(1, bool)
+        differs = np.asarray(value != other) if value.shape == other.shape else np.ones(1, bool)
         count = int(differs.sum())
         if not count:
             return Flips(0, 0, "")
@@ -121,7 +118,7 @@ class _Decisions:
         else:
             tie = margin <= _noise(node, exact, noisy)
         counted = int((differs & ~tie).sum())
-        sentence = f"{counted} elements of output {quoted(name)} differ, by more than the noise of the scores behind them"
+        sentence = f"{counted} elements of output {quoted(name)} differ, by more than the noise of their scores"
         return Flips(counted, count - counted, sentence if counted else "")
 
 
@@ -138,7 +135,7 @@ def _margin(node: NodeProto, name: str, exact: Feeds, other: Array) -> Array | N
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     scores = [exact[read] for read in node.input[:2] if read in exact]
     if node.op_type in COMPARISONS and len(scores) == 2:
-        return np.abs(np.asarray(scores[0] - scores[1]))
+        return np.asarray(np.abs(scores[0] - scores[1]))
     if node.op_type not in ("ArgMax", "ArgMin", "TopK") or not scores or name not in node.output:
         return None
     default = -1 if node.op_type == "TopK" else 0
@@ -147,7 +144,7 @@ def _margin(node: NodeProto, name: str, exact: Feeds, other: Array) -> Array | N
     if node.op_type != "TopK" and not attributes.get("keepdims", 1):
         mine, theirs = np.expand_dims(mine, axis), np.expand_dims(theirs, axis)
     gap = np.abs(np.take_along_axis(scores[0], mine, axis) - np.take_along_axis(scores[0], theirs, axis))
-    return gap.reshape(exact[name].shape)
+    return np.asarray(gap.reshape(exact[name].shape))
 
 
 def _noise(node: NodeProto, exact: Feeds, noisy: list[Feeds]) -> float:

@@ -63,7 +63,8 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
     """Pair, cut, measure.
 
     Args:
-        a, b: the models.
+        a: the reference.
+        b: the model in question.
         outputs: names of B's outputs by those of A's.
         batches: inputs; pairs are made on the first.
         seed: of the noise.
@@ -75,7 +76,8 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
     known: Feeds | None = {} if total <= HELD and len(batches) == 1 else None
     sketches_a = _sketches(a, batches[0].a, False, known)
     sketches_b = _sketches(b, batches[0].b, True, None)
-    ends = [Pair(left, right, (), "output") for left, right in outputs.items() if left in sketches_a and right in sketches_b]
+    shown = {left: right for left, right in outputs.items() if left in sketches_a and right in sketches_b}
+    ends = [Pair(left, right, (), "output") for left, right in shown.items()]
     pairs = ends + pair_values(sketches_a, sketches_b, ends, SURE)
     observed = pair_coordinates(sketches_a, sketches_b, pairs)
     bench = _Bench(a, b, batches, known, seed)
@@ -155,7 +157,7 @@ def _between(found: Found) -> set[Pair]:
     """Pairs on the way from one segment that is off to another, the first included; an output stays a pair."""
     by_b = {pair.b: item for pair, item in found.items() if counts(pair)}
     off = {pair.b for pair, (_, reading) in found.items() if counts(pair) and reading.r > EQUAL}
-    behind = set()  # behind one that is off, itself included
+    behind: set[str] = set()  # behind one that is off, itself included
     for name, (segment, _) in by_b.items():  # in the order of B's nodes
         if name in off or segment.given_b & behind:
             behind.add(name)
@@ -167,7 +169,7 @@ def _between(found: Found) -> set[Pair]:
 
 
 def _crossed(found: Found) -> set[Pair]:
-    """Pairs that are off and begin at other pairs in A than in B: equal values in another order, noise of another segment."""
+    """Pairs that are off and begin at other pairs in A than in B: values that equal others, judged by others' noise."""
     by_b = {pair.b: pair.a for pair in found if counts(pair)}
     return {
         segment.pair for segment, _ in _off(found)

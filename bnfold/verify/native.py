@@ -87,7 +87,8 @@ def run_natively(
     """Run both models on every batch.
 
     Args:
-        a, b: prepared models.
+        a: the reference, prepared.
+        b: the model in question, prepared.
         signature: of both.
         batches: inputs of A.
         providers: of A and B.
@@ -109,11 +110,10 @@ def run_natively(
         moved_runs = list(noisy.runs(batch)) if noisy else []
         for name, other in names.items():
             x, y = left[name], right[other]
-            if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray) or not is_floating(x):
+            if not is_float(x) or not is_float(y):
                 differing[name] = differing.get(name, 0) + _differing(x, y)
                 continue
-            problem = unlike(as_double(x), as_double(y))
-            if problem:
+            if problem := unlike(as_double(x), as_double(y)):
                 problems.setdefault(name, problem)
                 continue
             figures.setdefault(name, Figures()).add(x, y)
@@ -125,6 +125,11 @@ def run_natively(
     reports += [OutputReport(n, names[n], differing=count) for n, count in differing.items()]
     worst = max((tally.reading().r for tally in tallies.values()), default=0.0)
     return NativeRun(tuple(reports), tuple(f"output '{n}' {p}" for n, p in problems.items()), worst)
+
+
+def is_float(value: object) -> bool:
+    """Whether an output is a tensor of floats."""
+    return isinstance(value, np.ndarray) and is_floating(value)
 
 
 def _differing(x: object, y: object) -> int:

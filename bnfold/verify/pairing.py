@@ -60,13 +60,13 @@ class Pair:
 
     def as_a(self, value: Array, shape: tuple[int, ...]) -> Array:
         """B's value in A's layout and shape."""
-        return (value.transpose(self.layout) if self.layout else value).reshape(shape)
+        return np.asarray((value.transpose(self.layout) if self.layout else value).reshape(shape))
 
     def as_b(self, value: Array, shape: tuple[int, ...]) -> Array:
         """A's value in B's layout and shape."""
         if not self.layout:
-            return value.reshape(shape)
-        return value.reshape([shape[axis] for axis in self.layout]).transpose(np.argsort(self.layout))
+            return np.asarray(value.reshape(shape))
+        return np.asarray(value.reshape([shape[axis] for axis in self.layout]).transpose(np.argsort(self.layout)))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def pair_values(a: Mapping[str, Sketch], b: Mapping[str, Sketch], given: Iterabl
     """Values of B, each with the value of A nearest to it, one to one.
 
     Args:
-        a, b: sketches of values, in topological order.
+        a: sketches of A's values, in topological order.
+        b: of B's.
         given: pairs that there are already; they aren't among the result.
         near: how far apart they may be.
     """
@@ -181,12 +182,13 @@ def pair_places(a: Side, b: Side, pairs: Iterable[Pair]) -> list[Pair]:
     taken_a, taken_b = {pair.a for pair in pairs}, {pair.b for pair in pairs}
     rest_a = [name for name in a.floats if name not in taken_a]
     rest_b = [name for name in b.floats if name not in taken_b]
-    found = [Pair(name, name, (), "name") for name in rest_a if name in set(rest_b) and a.shapes[name] == b.shapes[name]]
+    theirs = set(rest_b)
+    found = [Pair(n, n, (), "name") for n in rest_a if n in theirs and a.shapes[n] == b.shapes[n]]
     named = {pair.a for pair in found}
     rest_a, rest_b = ([name for name in rest if name not in named] for rest in (rest_a, rest_b))
     left, right = ([(side.makers[name].op_type, side.shapes[name]) for name in rest]
                    for side, rest in ((a, rest_a), (b, rest_b)))  # fmt: skip
     for start_a, start_b, length in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
-        for step in range(length):
-            found.append(Pair(rest_a[start_a + step], rest_b[start_b + step], (), "name"))
+        chosen = zip(rest_a[start_a : start_a + length], rest_b[start_b : start_b + length], strict=True)
+        found += [Pair(name, other, (), "name") for name, other in chosen]
     return found

@@ -16,7 +16,7 @@ from bnfold.model_file import LoadedModel, to_proto
 from bnfold.verify.runtime import CannotRun, Runner, bodies, cut_model, reads
 
 # Distance of 1 to the next number.
-ULP = {
+ULP: dict[int, float] = {
     TensorProto.FLOAT: 2.0**-23, TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7,
     TensorProto.DOUBLE: 2.0**-52,
 }  # fmt: skip
@@ -121,7 +121,8 @@ def weights(model: ModelProto) -> dict[str, TensorProto]:
         found.add(name)
         if name in makers and makers[name].op_type in MOVERS:
             waiting.append(makers[name].input[0])
-    return {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in found and tensor.data_type in ULP}
+    tensors = (tensor for tensor in model.graph.initializer if tensor.data_type in ULP)
+    return {tensor.name: tensor for tensor in tensors if tensor.name in found}
 
 
 def moved(tensor: TensorProto, seed: int) -> Array:

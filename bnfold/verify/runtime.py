@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from bnfold.constants import Array
 
@@ -75,6 +75,7 @@ def _session(model: ModelProto, provider: str, optimized: bool) -> Any:
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions are many and short
     # The CPU computes what another provider has no kernel for.
     providers = [PROVIDERS[provider], *([] if provider == "cpu" else [PROVIDERS["cpu"]])]
     try:
@@ -113,7 +114,9 @@ def optimised_by_runtime(model: ModelProto) -> ModelProto:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
         except Exception as error:
             raise CannotRun(f"ONNX Runtime can't optimise it: {first_line(error)}") from error
-        return ModelProto.FromString(target.read_bytes())
+        result = ModelProto()
+        result.ParseFromString(target.read_bytes())
+        return result
 
 
 def first_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Cutting both models at the pairs: every segment is fed A's exact values, so its error is its own.
 
 One run of B gives the local error of every segment; runs of A with moved weights and inputs give the noise that it is
-judged by. Nothing is amplified or hidden on the way to an output, and the first segment that is off is where the bug is.
+judged by. Nothing is amplified or hidden on the way to an output: the first segment that is off is where the bug is.
+Channels that are 0 hide the weights behind them: such a segment is run once more with other channels in their place.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class Segments:
         """Measure one batch.
 
         Args:
-            feeds_a, feeds_b: inputs of the models themselves.
+            feeds_a: inputs of A.
+            feeds_b: inputs of B.
             known: A's exact values where all of them are at hand.
             held: bytes of values to hold at a time.
 
@@ -138,7 +140,7 @@ def _woken(value: Array) -> Array:
     """Channels that are 0 hold what others do, so that the weights behind them count: no value leaves its range."""
     if not _has_idle(value):
         return value
-    alive = value.any(axis=tuple(axis for axis in range(value.ndim) if axis != 1))
+    alive = np.asarray(value.any(axis=tuple(axis for axis in range(value.ndim) if axis != 1)))
     order = np.arange(len(alive))
     sources = np.flatnonzero(alive)
     if len(sources):

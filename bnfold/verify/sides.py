@@ -96,7 +96,7 @@ class Side:
 
     def ulp(self, name: str) -> float:
         """A unit in the last place of 1, in the type that a value is stored in."""
-        return float(ULP.get(self.types.get(name, 0), ULP[TensorProto.FLOAT]))
+        return ULP.get(self.types.get(name, TensorProto.FLOAT), ULP[TensorProto.FLOAT])
 
     def unit(self, name: str) -> float:
         """Half of `ulp`: what storing a value may change."""
