@@ -162,6 +162,8 @@ class _Judge:
         self.outputs = tuple(
             replace(report, ties=flips[report.name].ties) if report.name in flips else report for report in self.outputs
         )
+        if found.overflow:
+            problem = problem or f"{quoted(found.overflow)} is too large for its type in B, and no value is in A"
         flipped = [flip for flip in flips.values() if flip.counted]
         return self._verdict(b, found, problem or (flipped[0].sentence if flipped else ""))
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, numpy_helper
 
 from bnfold.constants import Array
 from bnfold.errors import quoted
@@ -76,6 +76,7 @@ class _Decisions:
                          if name in self.a.double_makers})  # fmt: skip
         wanted = [*self.names, *(name for name in scores if name not in self.names)]
         exact, noisy = self._of_a(wanted, batch)
+        exact |= self._thresholds()
         cuts = dict.fromkeys(self.pairs, DOUBLE)
         runner = Runner(cut_model(self.b.model, cuts, list(self.names.values())), list(self.names.values()))
         feeds = self.b.double_feeds(batch.b)
@@ -84,6 +85,12 @@ class _Decisions:
         return {
             left: self._flips(left, exact, other[right], noisy) for left, right in self.names.items()
         }  # fmt: skip
+
+    def _thresholds(self) -> Feeds:
+        """Constants that scores are compared with."""
+        read = {name for node in self.deciders.values() if node for name in node.input[:2]}
+        tensors = (tensor for tensor in self.a.model.graph.initializer if tensor.name in read)
+        return {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
 
     def _known(self, batch: Batch, names: list[str]) -> Feeds:
         """A's exact values, as B's cuts take them."""
@@ -149,6 +156,6 @@ def _margin(node: NodeProto, name: str, exact: Feeds, other: Array) -> Array | N
 
 def _noise(node: NodeProto, exact: Feeds, noisy: list[Feeds]) -> float:
     """What the scores of a decision move by: the limit of r times their rms noise."""
-    names = [read for read in node.input[:2] if read in exact]
+    names = [read for read in node.input[:2] if read in noisy[0]]
     squares = [float(np.mean((noise[read] - exact[read]) ** 2)) for noise in noisy for read in names]
     return EQUAL * float(np.sqrt(np.mean(squares))) if squares else 0.0

@@ -41,12 +41,14 @@ class Examination:
         located: the segments that are off, as finely cut as can be; the first is where the difference begins.
         blind: segments with weights that their value doesn't react to.
         taken_back: pairs that weren't.
+        overflow: a value of B that is finite in double and too large for its type, though none of A's is; '' if none.
     """
 
     segments: list[tuple[Segment, Reading]]
     located: list[tuple[Segment, Reading]]
     blind: list[Segment]
     taken_back: int
+    overflow: str
 
     @property
     def worst(self) -> float:
@@ -74,8 +76,8 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
     log.info("pairing %d values", len(a.floats))
     total = sum(a.nbytes(name) for name in a.floats)
     known: Feeds | None = {} if total <= HELD and len(batches) == 1 else None
-    sketches_a = _sketches(a, batches[0].a, False, known)
-    sketches_b = _sketches(b, batches[0].b, True, None)
+    sketches_a, over_a = _sketches(a, batches[0].a, False, known)
+    sketches_b, over_b = _sketches(b, batches[0].b, True, None)
     shown = {left: right for left, right in outputs.items() if left in sketches_a and right in sketches_b}
     ends = [Pair(left, right, (), "output") for left, right in shown.items()]
     pairs = ends + pair_values(sketches_a, sketches_b, ends, SURE)
@@ -99,16 +101,24 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
             blind = [] if located and not _leads_on(located) else _blind(bench, found)
             located = [] if blind else located
     kept = {pair: item for pair, item in found.items() if counts(pair) or item[1].r <= EQUAL}
-    return Examination(bench.ordered(kept.values()), bench.ordered(located), [item[0] for item in blind], taken_back)
+    return Examination(
+        bench.ordered(kept.values()), bench.ordered(located), [item[0] for item in blind], taken_back,
+        "" if over_a else over_b,
+    )  # fmt: skip
 
 
-def _sketches(side: Side, feeds: Feeds, layouts: bool, known: Feeds | None) -> dict[str, Sketch]:
+def _sketches(
+    side: Side, feeds: Feeds, layouts: bool, known: Feeds | None
+) -> tuple[dict[str, Sketch], str]:
+    """Sketches of all values, and the first one that its type can't hold."""
     found: dict[str, Sketch] = {}
+    over = ""
     for window in side.walk(side.floats, side.double_feeds(feeds)):
         found.update((name, sketch(value, layouts)) for name, value in window.items())
+        over = over or next((name for name, value in window.items() if side.overflows(name, value)), "")
         if known is not None:
             known.update(window)
-    return {name: found[name] for name in side.floats}
+    return {name: found[name] for name in side.floats}, over
 
 
 Item = tuple[Segment, Reading]

@@ -156,6 +156,6 @@ class _Noisy:
             for name, value in feeds.items():
                 if value.dtype.kind == "f":
                     ulp = float(np.finfo(value.dtype).eps)
-                    value = (value * (1 + ulp * rng.choice((-1.0, 1.0), value.shape))).astype(value.dtype)
+                    value = np.asarray(value * (1 + ulp * rng.choice((-1.0, 1.0), value.shape)), value.dtype)
                 given[name] = value
             yield self.runner.run(given)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from bnfold.constants import Array
+from bnfold.constants import Array, finfo
 from bnfold.model_file import LoadedModel, to_proto
 from bnfold.verify.runtime import CannotRun, Runner, bodies, cut_model, reads
 
@@ -19,6 +19,11 @@ from bnfold.verify.runtime import CannotRun, Runner, bodies, cut_model, reads
 ULP: dict[int, float] = {
     TensorProto.FLOAT: 2.0**-23, TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7,
     TensorProto.DOUBLE: 2.0**-52,
+}  # fmt: skip
+
+# Largest numbers.
+LARGEST: dict[int, float] = {
+    kind: float(finfo(onnx.helper.tensor_dtype_to_np_dtype(kind)).largest) for kind in ULP
 }  # fmt: skip
 
 # Inputs of these ops that are weights; others (bounds, exponents, shapes) are settings, and moving them is no rounding.

@@ -202,7 +202,7 @@ class _Measurement:
                 value = given[cut] if name.startswith(CUT) else feeds[name]
                 if seed is not None and value.dtype.kind == "f":
                     unit = side.ulp(cut)
-                    value = (value * (1 + unit * rng.choice((-1.0, 1.0), value.shape))).astype(value.dtype)
+                    value = np.asarray(value * (1 + unit * rng.choice((-1.0, 1.0), value.shape)), value.dtype)
                 found[name] = value
         return runner.run(found)
 

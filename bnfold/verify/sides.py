@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from bnfold.constants import Array
-from bnfold.verify.prepare import ULP, weights
+from bnfold.verify.prepare import LARGEST, ULP, weights
 from bnfold.verify.runtime import (
     CUT,
     CannotRun,
@@ -101,6 +101,15 @@ class Side:
     def unit(self, name: str) -> float:
         """Half of `ulp`: what storing a value may change."""
         return self.ulp(name) / 2
+
+    def overflows(self, name: str, value: Array) -> bool:
+        """Whether a value in double is finite and too large for the type that the model holds it in.
+
+        A native run needn't show that: ONNX Runtime's CPU kernels compute float16 in float32, and keep it so from node
+        to node. Other devices don't.
+        """
+        largest = float(np.abs(value).max(initial=0.0))
+        return LARGEST[self.types[name]] < largest < np.inf
 
     def double_feeds(self, feeds: Mapping[str, Array]) -> Feeds:
         """Inputs as the double model takes them; what it can't compute is computed natively.
