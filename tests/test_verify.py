@@ -68,7 +68,8 @@ def test_other_forms_of_a_model_are_equal(name: str, folded: bool) -> None:
 def test_nodes_in_another_order_are_equal() -> None:
     model = parsed(
         """g (float[N, 4] x) => (float[N, 4] y)
-        { a = MatMul (x, v)  b = MatMul (x, w)  c = Relu (a)  y = Add (b, c) }""", v=normal(4, 4), w=normal(4, 4, seed=1)
+        { a = MatMul (x, v)  b = MatMul (x, w)  c = Relu (a)  y = Add (b, c) }""",
+        v=normal(4, 4), w=normal(4, 4, seed=1),
     )  # fmt: skip
     other = ModelProto.FromString(model.SerializeToString())
     nodes = [other.graph.node[index] for index in (1, 0, 2, 3)]
@@ -80,8 +81,8 @@ def test_nodes_in_another_order_are_equal() -> None:
 
 @pytest.mark.parametrize("op", ["Log", "Sqrt", "Reciprocal"])
 def test_equal_nan_and_inf_are_equal(op: str) -> None:
-    model = parsed(f"g (float[8, 4] x) => (float[8, 4] y) {{ a = Relu (x)  b = Sub (a, w)  y = {op} (b) }}", w=[0.5] * 4)
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([0, 0.5, 0, 0.5], np.float32), "w"))
+    text = f"g (float[8, 4] x) => (float[8, 4] y) {{ a = Relu (x)  b = Sub (a, w)  y = {op} (b) }}"
+    model = parsed(text, w=np.array([0, 0.5, 0, 0.5], np.float32))
     found = bnfold.verify(model, model)
     assert found.verdict == "equal", found.reason
 
@@ -223,7 +224,8 @@ def test_another_threshold_counts() -> None:
 
 
 def test_inputs_that_reach_nothing_tell_nothing(tmp_path: Path) -> None:
-    a, b = (parsed("g (float[8, 4] x) => (float[8, 4] y) { y = MatMul (x, w) }", w=normal(4, 4, seed=s)) for s in (0, 1))
+    text = "g (float[8, 4] x) => (float[8, 4] y) { y = MatMul (x, w) }"
+    a, b = (parsed(text, w=normal(4, 4, seed=seed)) for seed in (0, 1))
     np.savez(tmp_path / "zeros.npz", x=np.zeros((8, 4), np.float32))
     found = bnfold.verify(a, b, data=tmp_path / "zeros.npz")
     assert (found.verdict, found.exit_code()) == ("cannot tell", 3)
@@ -279,14 +281,18 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         bnfold.verify(MODEL, **arguments)
 
 
-@pytest.mark.parametrize("name", ["eegnet.legacy13", "mlp_pre.dynamo18", "hand_layout_a.hand13", "keras_fused_cnn.tf2onnx13"])
+@pytest.mark.parametrize(
+    "name", ["eegnet.legacy13", "mlp_pre.dynamo18", "hand_layout_a.hand13", "keras_fused_cnn.tf2onnx13"]
+)
 def test_exported_networks(hydrated: Callable[[str], Path], name: str) -> None:
     path = hydrated(name)
     found = bnfold.verify(path, bnfold.fold(path, verify=False).model)
     assert found.verdict == "equal", found.reason
 
 
-@pytest.mark.parametrize("name", ["chess-preact", "mesonet", "cifar-resnet20-fp16", "cifar-resnet20-qdq", "mlperf-ad01"])
+@pytest.mark.parametrize(
+    "name", ["chess-preact", "mesonet", "cifar-resnet20-fp16", "cifar-resnet20-qdq", "mlperf-ad01"]
+)
 def test_trained_networks(real_models: list[Path], name: str) -> None:
     path = next((path for path in real_models if path.stem == name), None)
     if path is None:

@@ -20,7 +20,7 @@ from bnfold.fold.union_find import Floats
 
 # Below EQUAL lie right pairs, above DIFFERENT nothing that rounding does; between them is what other rounding of many
 # weights at a time may do. Where they come from: docs/verification.md.
-EQUAL, DIFFERENT = 4.0, 20.0
+EQUAL, DIFFERENT = 3.0, 20.0
 SEEDS = 3
 # What a kernel in the type itself may be off besides: 4 times as much (218 right pairs compared natively stayed below
 # 11.8, compared in double below 2.5).

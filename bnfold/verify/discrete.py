@@ -78,7 +78,8 @@ class _Decisions:
         exact, noisy = self._of_a(wanted, batch)
         exact |= self._thresholds()
         cuts = dict.fromkeys(self.pairs, DOUBLE)
-        runner = Runner(cut_model(self.b.model, cuts, list(self.names.values())), list(self.names.values()))
+        wanted = list(self.names.values())
+        runner = Runner(cut_model(self.b.model, cuts, wanted, (), self.b.shapes), wanted)
         feeds = self.b.double_feeds(batch.b)
         known = self._known(batch, [name.removeprefix(CUT) for name in runner.inputs if name.startswith(CUT)])
         other = runner.run(feeds | {CUT + name: value for name, value in known.items()})
@@ -102,11 +103,10 @@ class _Decisions:
 
     def _of_a(self, wanted: list[str], batch: Batch) -> tuple[Feeds, list[Feeds]]:
         """A's decisions and scores, and those with its weights moved."""
-        stored = {tensor.name: tensor.data_type for tensor in self.a.model.graph.initializer}
-        loose = {name: stored[name] for name in self.a.weights if name in stored}
         feeds = self.a.double_feeds(batch.a)
         plain = Runner(cut_model(self.a.model, {}, wanted), wanted).run(feeds)
-        runner = Runner(cut_model(self.a.model, {}, wanted, loose), wanted)
+        runner = Runner(cut_model(self.a.model, {}, wanted, self.a.weights), wanted)
+        loose = [name for name in runner.inputs if name in self.a.weights]
         return plain, [
             runner.run(feeds | {name: as_double(moved(self.a.weights[name], self.seed + seed)) for name in loose})
             for seed in range(SEEDS)

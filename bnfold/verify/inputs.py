@@ -36,7 +36,7 @@ class Samples:
     """Batches of inputs.
 
     Attributes:
-        batches: to be run one after the other; all of the same shapes, but for the last of the user's.
+        batches: to be run one after the other; all of the same shapes.
         sentence: what they are.
     """
 
@@ -132,7 +132,7 @@ def _values(shape: list[int], element_type: int, rng: np.random.Generator, name:
 def from_file(model: ModelProto, path: str | os.PathLike[str]) -> Samples:
     """The user's data: an .npz with an array for each input, samples along the first axis.
 
-    An input whose first dimension is fixed to n is fed n rows at a time.
+    An input whose first dimension is fixed to n is fed n rows at a time, others some; what is left over isn't used.
 
     Raises: UsageError if it isn't such a file, or doesn't fit the model.
     """
@@ -157,10 +157,10 @@ def from_file(model: ModelProto, path: str | os.PathLike[str]) -> Samples:
     used = {port.name: arrays[port.name] for port in inputs}
     count = rows.pop()
     sizes = {port.shape[0] for port in inputs if port.shape and isinstance(port.shape[0], int) and port.shape[0] > 0}
-    step = min(sizes) if sizes else CHUNK
+    step = min(sizes) if sizes else min(CHUNK, count)
     if count < step and sizes:
         raise UsageError(f"has {count} samples; the model takes {step} at a time", file=shown)
-    starts = range(0, count - count % step if sizes else count, step)
+    starts = range(0, count - count % step, step)  # one shape for all
     batches = tuple({name: value[start : start + step] for name, value in used.items()} for start in starts)
     return Samples(batches, f"{min(count, step * len(starts))} samples of {shown}")
 

@@ -144,8 +144,7 @@ class _Noisy:
 
     def __init__(self, model: ModelProto, names: list[str], provider: str) -> None:
         self.weights = weights(model)
-        loose = {name: tensor.data_type for name, tensor in self.weights.items()}
-        self.runner = Runner(cut_model(model, {}, names, loose), names, provider)
+        self.runner = Runner(cut_model(model, {}, names, self.weights), names, provider)
         self.types = {info.name: info.type.tensor_type.elem_type for info in model.graph.output}
 
     def runs(self, feeds: Feeds) -> Iterator[Feeds]:

@@ -154,8 +154,9 @@ def producers(graph: GraphProto) -> dict[str, NodeProto]:
 
 
 def cut_model(
-    model: ModelProto, cuts: Mapping[str, int], wanted: Sequence[str], loose: Mapping[str, int] | None = None
-) -> ModelProto:
+    model: ModelProto, cuts: Mapping[str, int], wanted: Sequence[str], loose: Container[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> ModelProto:  # fmt: skip
     """What it takes to compute `wanted` when the values `cuts` are given.
 
     Whoever reads a cut value reads an input of the name `CUT` + its own; its producer still makes it, if that is
@@ -165,9 +166,10 @@ def cut_model(
         model: one flat graph.
         cuts: the values given, with their element types.
         wanted: the values to compute; they become the outputs.
-        loose: initializers that become inputs, with their element types.
+        loose: initializers that become inputs.
+        shapes: of the values given, as far as they are known: a Scan must know them.
     """
-    graph, renamed, loose = model.graph, {name: CUT + name for name in cuts}, loose or {}
+    graph, renamed, shapes = model.graph, {name: CUT + name for name in cuts}, shapes or {}
     made_by = producers(graph)
     needed, given = _needed(made_by, renamed, wanted)
     result = ModelProto(ir_version=model.ir_version)
@@ -179,13 +181,15 @@ def cut_model(
             copy = result.graph.node.add()
             copy.CopyFrom(node)
             _rename_reads(copy, renamed)
-    result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in given - set(loose))
     result.graph.sparse_initializer.extend(graph.sparse_initializer)
     result.graph.input.extend(info for info in graph.input if info.name in given)
     for name in sorted(given & set(renamed)):
-        result.graph.input.append(onnx.helper.make_tensor_value_info(CUT + name, cuts[name], None))
-    for name in sorted(given & set(loose)):
-        result.graph.input.append(onnx.helper.make_tensor_value_info(name, loose[name], None))
+        result.graph.input.append(onnx.helper.make_tensor_value_info(CUT + name, cuts[name], shapes.get(name)))
+    for tensor in graph.initializer:
+        if tensor.name in given and tensor.name in loose:
+            result.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        elif tensor.name in given:
+            result.graph.initializer.append(tensor)
     for name in wanted:
         if name in made_by:
             result.graph.output.append(onnx.ValueInfoProto(name=name))

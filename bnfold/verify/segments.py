@@ -176,10 +176,9 @@ class _Measurement:
     def _session(self, side: Side, names: list[str], cuts: Mapping[str, int], loose: bool) -> Runner:
         model = side.proto if self.native else side.model
         types = {name: side.types[name] for name in cuts} if self.native else cuts
-        stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        weights = {name: stored[name] for name in side.weights if name in stored} if loose else {}
+        weights = side.weights if loose else ()
         wanted = list(dict.fromkeys(names))
-        return Runner(cut_model(model, types, wanted, weights), wanted)
+        return Runner(cut_model(model, types, wanted, weights, side.shapes), wanted)
 
     def _stored(self, side: Side, name: str, pair: Pair | None, value: Array) -> Array:
         """A's value as a side takes it at a cut."""

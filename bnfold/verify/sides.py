@@ -162,7 +162,7 @@ class Side:
             made = [name for name in group if name in self.double_makers]
             values = {name: feeds[name] for name in group if name not in self.double_makers}
             if made:
-                runner = Runner(cut_model(self.model, cuts[index], made), made)
+                runner = Runner(cut_model(self.model, cuts[index], made, (), self.shapes), made)
                 values |= runner.run(feeds | {CUT + name: value for name, value in left.items()})
             yield values
             left = {name: value for name, value in (left | values).items() if last.get(name, -1) > index}
