@@ -118,6 +118,8 @@ def _set(model: ModelProto, node: NodeProto, position: int, values: Any) -> bool
         return False
     name = f"{node.input[position]} of {node.output[0]}"
     model.graph.initializer.append(numpy_helper.from_array(new, name))
+    if model.ir_version < 4:  # there an initializer has to be an input
+        model.graph.input.append(helper.make_tensor_value_info(name, model.graph.initializer[-1].data_type, new.shape))
     node.input[position] = name
     return True
 
