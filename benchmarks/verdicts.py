@@ -12,6 +12,7 @@ tables; exit code 1 if there is a false alarm or more than 0.5 % of the bugs are
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnx
 from bugs import BELOW, BUGS, RIGHT, variants
-from harness import files, ready, say, table
+from harness import HERE, REPO, files, ready, say, table
 from onnx import ModelProto
 from tools import TOOLS, installed
 
@@ -48,7 +49,10 @@ def main() -> int:
     parser.add_argument("--max-mb", type=float, default=16, help="leave larger files out: this is not about size")
     parser.add_argument("--log", help="append each verdict to this file as a line of JSON")
     parser.add_argument("--report", help="only print the tables of such a file")
+    parser.add_argument("--probes", action="store_true", help="instead: every installed tool on the probe table")
     arguments = parser.parse_args()
+    if arguments.probes:
+        return probes()
     if arguments.report:
         return report([json.loads(line) for line in Path(arguments.report).read_text().splitlines()])
     rows: list[dict[str, Any]] = []
@@ -168,6 +172,40 @@ def _tolerances(a: ModelProto, b: ModelProto) -> dict[str, bool] | None:
         name: all(p.shape == q.shape and np.allclose(p, q, rtol, atol, equal_nan=True) for p, q in floats)
         for name, (rtol, atol) in TOLERANCES.items()
     }
+
+
+def probes() -> int:
+    """What the other tools make of the probe table, which has an oracle of its own: do verdict and oracle agree?"""
+    sys.path.insert(0, str(REPO / "tests"))
+    spec = importlib.util.spec_from_file_location("probe_table", HERE / "probes.py")  # tests/ has a probes.py, too
+    assert spec is not None and spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    counts: Counter[tuple[str, str]] = Counter()
+    against = []
+    with tempfile.TemporaryDirectory() as folder:
+        places = [(f"{folder}/{probe.name}.onnx", f"{folder}/{probe.name}.out.onnx") for probe in bench.PROBES]
+        for probe, (source, _) in zip(bench.PROBES, places, strict=True):
+            onnx.save(probe.model(), source)
+        for tool in (name for name in PEERS if installed(name)):
+            say(f"{tool} ...")
+            bench.answers_of(tool, places)
+            for probe, (source, target) in zip(bench.PROBES, places, strict=True):
+                if not Path(target).exists():
+                    continue
+                wrong = bench.sign(probe, onnx.load(target), bench.LENIENT) == "x"
+                try:
+                    found = bnfold.verify(source, target)
+                    verdict, reason = found.verdict, found.reason
+                except BnfoldError as error:
+                    verdict, reason = "refused", str(error)
+                counts["wrong" if wrong else "right", verdict] += 1
+                if (verdict == "equal") == wrong or verdict == "cannot tell":
+                    against.append(f"{tool}, {probe.name}: {'wrong' if wrong else 'right'}, {verdict}: {reason}")
+                Path(target).unlink()
+    print(table(["oracle", "verdict", "results"], [[*key, str(count)] for key, count in sorted(counts.items())]))
+    print("\n".join(["", *against]))
+    return int(bool(counts["wrong", "equal"] or counts["right", "different"]))
 
 
 def report(rows: list[dict[str, Any]]) -> int:
