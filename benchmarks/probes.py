@@ -87,7 +87,7 @@ def theirs(tool: str) -> dict[str, str]:
         for probe in PROBES:
             onnx.save(probe.model(), f"{folder}/{probe.name}.onnx")
             pairs[probe.name] = (f"{folder}/{probe.name}.onnx", f"{folder}/{probe.name}.out.onnx")
-        answers = _answers(tool, list(pairs.values()))
+        answers = answers_of(tool, list(pairs.values()))
         for probe, answer in zip(PROBES, answers, strict=True):
             target = Path(pairs[probe.name][1])
             if not target.exists():
@@ -98,7 +98,7 @@ def theirs(tool: str) -> dict[str, str]:
     return signs
 
 
-def _answers(tool: str, pairs: list[tuple[str, str]]) -> list[str]:
+def answers_of(tool: str, pairs: list[tuple[str, str]]) -> list[str]:
     """One answer per pair; the process that a tool took down with it is started again for the next."""
     answers: list[str] = []
     while len(answers) < len(pairs):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from bnfold.report import Counts as Counts
     from bnfold.report import Entry as Entry
     from bnfold.report import FoldReport as FoldReport
+    from bnfold.verify.compare import verify as verify
+    from bnfold.verify.comparison import Comparison as Comparison
 
 # The public names by the modules that have them.
 _HOMES = {
@@ -40,6 +42,8 @@ _HOMES = {
     ),
     "bnfold.inspection": ("Inspection", "inspect"),
     "bnfold.report": ("Counts", "Entry", "FoldReport"),
+    "bnfold.verify.comparison": ("Comparison",),
+    "bnfold.verify.compare": ("verify",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold.errors import NotEquivalentError, UsageError, quoted
 from bnfold.fold import Folding, Options, fold_model
@@ -17,6 +17,7 @@ from bnfold.model_file import LoadedModel, save
 from bnfold.report import Entry, FoldReport
 
 if TYPE_CHECKING:
+    from bnfold.verify.comparison import Comparison
     from bnfold.verify.relation import RelationCheck
     from bnfold.verify.static import StaticProof
 
@@ -31,18 +32,21 @@ class Verification:
         static: the static proof: every new tensor, recomputed in float64. It is always there.
         relation: the relation check: both models run, every value compared; None if it was not made.
         skipped: why it was not made, a sentence; '' if it was.
+        comparison: what `bnfold.verify` says of the original and the result; None unless it was asked for ('full').
     """
 
     static: StaticProof
     relation: RelationCheck | None
     skipped: str = ""
+    comparison: Comparison | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         relation = None
         if self.relation is not None:
             relation = asdict(self.relation) | {"passed": self.relation.passed}
-        return {"static": asdict(self.static), "relation": relation, "skipped": self.skipped}
+        comparison = {} if self.comparison is None else {"comparison": self.comparison.to_dict()}
+        return {"static": asdict(self.static), "relation": relation, "skipped": self.skipped, **comparison}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def fold(
     *,
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
-    verify: bool = True,
+    verify: bool | Literal["full"] = True,
     require_verify: bool = False,
     keep_overridable: bool = False,
 ) -> FoldResult:
@@ -127,7 +131,7 @@ def fold(
         only: patterns (`*`, `?`, `[...]`) of node names; if given, nothing else is folded.
         skip: patterns of node names that stay.
         verify: whether both models are run on ONNX Runtime and compared, beside the static proof. Where it can't run
-            them, `verification.skipped` says why.
+            them, `verification.skipped` says why. 'full': the result is judged as `bnfold.verify` does, too.
         require_verify: whether that is an error.
         keep_overridable: whether initializers that are graph inputs too stay so; by default they are frozen.
 
@@ -151,11 +155,19 @@ def fold(
     return FoldResult(report, verification, folding.model, give_back)
 
 
-def _fold(original: LoadedModel, options: Options, verify: bool) -> tuple[Folding, Verification]:
-    """Fold and check; once more, without shifts, if a value turns out to be too small for the shift that it got."""
+def _fold(original: LoadedModel, options: Options, verify: bool | Literal["full"]) -> tuple[Folding, Verification]:
+    """Fold and check."""
     folding = fold_model(original, options)
     if not verify:
         return folding, Verification(folding.proof, None, "it was not asked for")
+    folding, verification = _checked(original, options, folding)
+    if verify == "full" and _has_changed(folding):
+        verification = replace(verification, comparison=_compared(original, folding))
+    return folding, verification
+
+
+def _checked(original: LoadedModel, options: Options, folding: Folding) -> tuple[Folding, Verification]:
+    """Check; fold once more, without shifts, if a value turns out to be too small for the shift that it got."""
     verification = _verify(original, folding)
     found = verification.relation
     if found is None or found.passed:
@@ -163,7 +175,8 @@ def _fold(original: LoadedModel, options: Options, verify: bool) -> tuple[Foldin
     log.info("folding again, without shifts of values that several read")
     careful = fold_model(original, replace(options, largest_shift=0.0))
     verification = _verify(original, careful)
-    if careful.report.entries == folding.report.entries or not _passes(verification):
+    second = verification.relation
+    if careful.report.entries == folding.report.entries or (second is not None and not second.passed):
         raise NotEquivalentError(
             f"is {found.worst:.3g} × the model's own rounding noise off (limit {found.limit:g}); please report this",
             where=f"value {quoted(found.worst_name)}",
@@ -176,20 +189,26 @@ def _fold(original: LoadedModel, options: Options, verify: bool) -> tuple[Foldin
     return replace(careful, report=report), verification
 
 
-def _passes(verification: Verification) -> bool:
-    return verification.relation is None or verification.relation.passed
-
-
 def _verify(original: LoadedModel, folding: Folding) -> Verification:
     if not _has_changed(folding):
         return Verification(folding.proof, None, "nothing was changed")
     log.info("checking, with ONNX Runtime")
-    from bnfold.verify import relation
+    from bnfold.verify import relation, runtime
 
     try:
         return Verification(folding.proof, relation.check(original, folding.model, folding.plans[0]))
-    except relation.CannotRun as why:
+    except runtime.CannotRun as why:
         return Verification(folding.proof, None, str(why))
+
+
+def _compared(original: LoadedModel, folding: Folding) -> Comparison:
+    """What `bnfold.verify` says; a difference is an error."""
+    from bnfold.verify.compare import Settings, compare_models
+
+    found = compare_models(original, folding.model, None, Settings())
+    if found.verdict == "different":
+        raise NotEquivalentError(f"{found.reason}; please report this")
+    return found
 
 
 def _has_changed(folding: Folding) -> bool:

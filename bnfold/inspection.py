@@ -268,8 +268,8 @@ def _facts(model: LoadedModel, graph: Graph) -> ModelFacts:
         ir_version=proto.ir_version,
         opsets={opset.domain: opset.version for opset in proto.opset_import},
         producer=" ".join(part for part in (proto.producer_name, proto.producer_version) if part),
-        inputs=tuple(_port(info) for info in proto.graph.input if info.name not in initial),
-        outputs=tuple(_port(info) for info in proto.graph.output),
+        inputs=tuple(port_of(info) for info in proto.graph.input if info.name not in initial),
+        outputs=tuple(port_of(info) for info in proto.graph.output),
         overridable=sum(info.name in initial for info in proto.graph.input),
         nodes=sum(len(scope.nodes) for scope in graph.scopes),
         scopes=len(graph.scopes),
@@ -277,7 +277,8 @@ def _facts(model: LoadedModel, graph: Graph) -> ModelFacts:
     )
 
 
-def _port(info: ValueInfoProto) -> Port:
+def port_of(info: ValueInfoProto) -> Port:
+    """An input or output as it is declared."""
     kind = info.type.WhichOneof("value") or "unknown_type"
     if kind != "tensor_type":
         return Port(info.name, kind.removesuffix("_type"), None)

@@ -1,7 +1,7 @@
 """The `bnfold` command: how it ends.
 
 Whatever goes wrong leaves as one line on stderr and an exit code: 0 done, 1 not equivalent, 2 bad
-input, usage or I/O, 130 interrupted.  What arguments mean is in `app`, what a verb does in the
+input, usage or I/O, 3 can't tell, 130 interrupted.  What arguments mean is in `app`, what a verb does in the
 module of its name, how results look in `render`.
 """
 
@@ -52,8 +52,7 @@ def _run(arguments: list[str]) -> int:
 
     job = app(arguments or ["--help"], prog_name="bnfold", standalone_mode=False)
     if callable(job):
-        job()
-        return 0
+        return job() or 0
     return int(job or 0)
 
 

@@ -14,7 +14,7 @@ import typer
 
 from bnfold._version import __version__
 
-Job = Callable[[], None]
+Job = Callable[[], int | None]
 
 ABOUT = """Fold inference BatchNorm out of ONNX models, without changing what they compute, and prove it."""
 
@@ -22,12 +22,14 @@ EXAMPLES = """\b
 Examples:
   bnfold inspect model.onnx            what is there, and what a fold would do
   bnfold fold model.onnx               writes model.folded.onnx
+  bnfold verify a.onnx b.onnx          do both compute the same?
 
 \b
 Exit codes:
   0    done (also when there was nothing to fold)
-  1    not equivalent: a proof failed, nothing was written
+  1    not equivalent: a proof failed and nothing was written, or verify found a difference
   2    bad input, usage or I/O, or an internal error
+  3    verify cannot tell
   130  interrupted, nothing was left behind
 """
 
@@ -43,6 +45,17 @@ INSPECT_EXAMPLES = """\b
 Examples:
   bnfold inspect model.onnx
   bnfold inspect model.onnx --json
+"""
+
+VERIFY_EXAMPLES = """\b
+Examples:
+  bnfold verify a.onnx b.onnx                     the verdict, and where they part
+  bnfold verify a.onnx b.onnx --data inputs.npz   on your own data
+  bnfold verify a.onnx --optimized                is ONNX Runtime's optimiser right about it?
+  bnfold verify a.onnx b.onnx --certificate c.json; bnfold verify --check c.json
+
+\b
+Exit codes: 0 equal, 1 different, 2 bad input, 3 cannot tell; a rounding-scale difference is 0, with --strict 1.
 """
 
 # Plain help: rich's boxes would take more than half of the time of `bnfold --help`.
@@ -84,6 +97,9 @@ def fold(
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Don't run the models to compare them; the static proof stays.")
     ] = False,
+    verify: Annotated[
+        str, typer.Option("--verify", metavar="LEVEL", help="'full': judge the result as `bnfold verify` does, too.")
+    ] = "usual",
     require_verify: Annotated[
         bool, typer.Option("--require-verify", help="Fail if ONNX Runtime can't run the models to compare them.")
     ] = False,
@@ -106,7 +122,8 @@ def fold(
     from .fold import run
 
     return partial(
-        run, model, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=not no_verify,
+        run, model, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
+        no_verify=no_verify,
         require_verify=require_verify, keep_overridable=keep_overridable, only=only or (), skip=skip or (),
         json=json, quiet=quiet, verbose=verbose,
     )  # fmt: skip
@@ -124,3 +141,39 @@ def inspect(
     from .inspect import run
 
     return partial(run, model, keep_overridable=keep_overridable, json=json)
+
+
+@app.command(epilog=VERIFY_EXAMPLES)
+def verify(
+    a: Annotated[str | None, typer.Argument(metavar="A", help="The reference.", show_default=False)] = None,
+    b: Annotated[str | None, typer.Argument(metavar="B", help="The model in question.", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FILE.npz", help="Inputs, an array each; random ones without it.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of random inputs and of the noise.")] = 0,
+    optimized: Annotated[
+        bool, typer.Option("--optimized", help="Judge what ONNX Runtime's optimiser makes of B (or of A alone).")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A rounding-scale difference is one.")] = False,
+    provider_a: Annotated[str, typer.Option("--provider-a", metavar="NAME", help="cpu, cuda, tensorrt.")] = "cpu",
+    provider_b: Annotated[str, typer.Option("--provider-b", metavar="NAME", help="The same for B.")] = "cpu",
+    certificate: Annotated[
+        str | None, typer.Option("--certificate", metavar="FILE", help="Write the verdict, with both files' SHA-256.")
+    ] = None,
+    check: Annotated[
+        str | None, typer.Option("--check", metavar="FILE", help="Compare again what a certificate is about.")
+    ] = None,
+    junit: Annotated[str | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw r by depth (.png, .svg).")] = None,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing: the exit code tells.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="The r of every segment.")] = False,
+) -> Job:
+    """Tell whether two models compute the same, and where they part."""
+    from .verify import run
+
+    return partial(
+        run, a, b, data=data, seed=seed, optimized=optimized, strict=strict, provider_a=provider_a,
+        provider_b=provider_b, certificate=certificate, check=check, junit=junit, plot=plot, json=json, quiet=quiet,
+        verbose=verbose,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, quoted
 
 from . import render
 
@@ -18,7 +18,8 @@ def run(
     in_place: bool,
     force: bool,
     dry_run: bool,
-    verify: bool,
+    verify: str,
+    no_verify: bool,
     require_verify: bool,
     keep_overridable: bool,
     only: Sequence[str],
@@ -32,7 +33,11 @@ def run(
         raise UsageError("--quiet and --verbose contradict each other; choose one")
     if in_place and output is not None:
         raise UsageError("--in-place and --output contradict each other; choose one")
-    if require_verify and not verify:
+    if verify not in ("usual", "full"):
+        raise UsageError(f"--verify is 'usual' or 'full', not {quoted(verify)}")
+    if no_verify and verify == "full":
+        raise UsageError("--verify full and --no-verify contradict each other; choose one")
+    if require_verify and no_verify:
         raise UsageError("--require-verify and --no-verify contradict each other; choose one")
     target = Path(model) if in_place else _target(Path(model), output)
     overwrite = in_place or force
@@ -45,8 +50,9 @@ def run(
 
             check_output(target, overwrite, [])
         result = bnfold.fold(
-            model, only=only, skip=skip, verify=verify, require_verify=require_verify, keep_overridable=keep_overridable
-        )
+            model, only=only, skip=skip, verify="full" if verify == "full" else not no_verify,
+            require_verify=require_verify, keep_overridable=keep_overridable,
+        )  # fmt: skip
         files = [] if dry_run else result.save(target, overwrite=overwrite)
 
     if json:

@@ -59,14 +59,15 @@ def as_json(data: dict[str, Any]) -> None:
     """Print plain data as JSON; numbers that JSON doesn't have become null."""
     import json
 
-    print(json.dumps(_finite(data), indent=2))
+    print(json.dumps(finite(data), indent=2))
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Plain data whose numbers are all finite; others become None."""
     if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return None if isinstance(data, float) and data - data != 0 else data
 
 
@@ -128,7 +129,7 @@ def folded(
     else:
         exists = " (exists: that will take --force)" if needs_force and target.exists() else ""
         rows.append(("dry run", f"nothing was written; it would be {target}{exists}"))
-    _show([("read", f"{model} ({size(model.stat().st_size)})"), *rows])
+    show([("read", f"{model} ({size(model.stat().st_size)})"), *rows])
 
 
 def _counts(result: FoldResult) -> Iterator[Row]:
@@ -151,6 +152,9 @@ def _checks(result: FoldResult) -> Iterator[Row]:
         yield "proof", f"{_plural(proof.tensors, 'new tensor')}, each within {ulp}"
     else:
         yield "proof", "no tensor was changed"
+    full = result.verification.comparison
+    if full is not None:
+        yield "verify", f"{full.verdict}: {full.reason}"
     if found is None:
         yield "check", f"not made: {result.verification.skipped}"
     else:
@@ -212,7 +216,7 @@ def inspected(found: Inspection) -> None:
         ("ops", f"{before.per_channel_ops} {PER_CHANNEL}; a fold leaves {after.per_channel_ops}"),
         *_kept([norm.fold for norm in found.batch_norms if norm.fold.outcome == "kept"]),
     ]
-    _show(rows)
+    show(rows)
     if found.batch_norms:
         print()
         _table(found.batch_norms)
@@ -246,10 +250,7 @@ def _table(norms: Iterable[BatchNorm]) -> None:
             ", ".join(_conspicuous(norm)),
             _name(norm),
         ))  # fmt: skip
-    rows = [tuple(map(clean, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    table(rows)
 
 
 def _conspicuous(norm: BatchNorm) -> Iterator[str]:
@@ -281,7 +282,15 @@ def _ops(neighbours: Sequence[Neighbour]) -> str:
 # -- output -----------------------------------------------------------------------------------------
 
 
-def _show(rows: Iterable[Row]) -> None:
+def table(rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of cells in columns, names last and whole."""
+    rows = [tuple(map(clean, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def show(rows: Iterable[Row]) -> None:
     """Print rows of a label and a text."""
     if not _is_terminal(sys.stdout):
         for label, text in rows:

@@ -12,12 +12,12 @@ ONNX Runtime's optimisations off: with them on, its own rewrites would be judged
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, numpy_helper
 
 from bnfold.constants import VIEWS, Array, is_floating, unit_roundoff
@@ -25,6 +25,7 @@ from bnfold.errors import quoted
 from bnfold.fold.plan import Plan
 from bnfold.fold.union_find import Floats
 from bnfold.model_file import LoadedModel, to_proto
+from bnfold.verify.runtime import CannotRun, Runner, reads, static_shapes
 
 # Largest r of a right fold.  Comparing native runs per tensor and channel, 218 right pairs of 15 models stayed
 # below 11.8, and 88 % of 454 injected bugs were above it.
@@ -39,6 +40,7 @@ SIZES = ((2, 64), (2, 32), (1, 224), (1, 16), (1, 1))
 # Bytes of values held at a time (the original's, the folded model's and those of one seed), and of weights that are
 # worth loading for a check on by default.
 HELD = 512 << 20
+UNKNOWN = 1 << 18  # where shape inference fails: mostly in attention, whose values are small
 MAX_WEIGHTS = 1 << 30
 
 # Inputs of these ops that are weights; others (bounds, exponents, shapes) are settings, and moving them is no rounding.
@@ -50,10 +52,6 @@ WEIGHTED = frozenset(
 
 # Kernels of these are accurate to an absolute error (1 is their unit), whatever is left of a saturated value.
 SATURATING = frozenset("Sigmoid HardSigmoid Tanh Softmax Erf Gelu Exp Softplus Mish LSTM GRU RNN".split())
-
-
-class CannotRun(Exception):
-    """The check can't be made; the message says why."""
 
 
 Squares = list[Floats]  # mean squares per channel, for each axis that may be that of the channels
@@ -103,13 +101,14 @@ def check(original: LoadedModel, folded: LoadedModel, plan: Plan) -> RelationChe
         raise CannotRun(f"its {size / 2**30:.1f} GiB of weights would have to be loaded twice")
     before, after = to_proto(original), to_proto(folded)
     names = _shared_values(before, after, plan)
-    first = _Runner(before, [])
-    feeds, sizes = _find_inputs(first), _value_sizes(plan)
+    first = Runner(before)
+    feeds = _find_inputs(first)
+    sizes = _value_sizes(original, feeds)
     makers = {name: node.op_type for node in before.graph.node for name in node.output}
-    outputs = tuple(_output_errors(first, _Runner(after, []), feeds))
+    outputs = tuple(_output_errors(first, Runner(after), feeds))
     found: dict[str, float] = {}
     for group in _groups(names, sizes):
-        values, results = _Runner(before, group).run(feeds), _Runner(after, group).run(feeds)
+        values, results = Runner(before, group).run(feeds), Runner(after, group).run(feeds)
         floats = [name for name in group if is_floating(values[name]) and values[name].size]
         noise: dict[str, list[Squares]] = {name: [] for name in floats}
         _add_noise(noise, before, feeds, values, plan, range(SEEDS))
@@ -132,7 +131,7 @@ def _add_noise(
 ) -> None:
     """Append, for each name and seed, the mean squares of the answer to moved weights, in the folded coordinates."""
     for seed in seeds:
-        moved = _Runner(_moved(model, seed), list(noise)).run(feeds)
+        moved = Runner(_moved(model, seed), list(noise)).run(feeds)
         for name, squares in noise.items():
             scale, _ = _map_of(plan, name)
             with np.errstate(invalid="ignore"):
@@ -160,59 +159,19 @@ def _map_of(plan: Plan, name: str) -> tuple[Floats, Floats]:
 
 
 def _shared_values(before: ModelProto, after: ModelProto, plan: Plan) -> list[str]:
-    """Names that both files compute, whose relation the plan knows, in topological order."""
+    """Names that both files compute from inputs, whose relation the plan knows, in topological order."""
     made = {name for node in after.graph.node for name in node.output if name}
-    return [
-        name
-        for node in before.graph.node
-        for name in node.output
-        if name in made and name not in plan.arbitrary
-        and node.op_type not in ("Constant", "SplitToSequence", "SequenceConstruct", "Shape", "Size")
-    ]  # fmt: skip
+    constant = {tensor.name for tensor in before.graph.initializer}
+    found = []
+    for node in before.graph.node:
+        if reads(node) <= constant:
+            constant.update(node.output)
+        elif node.op_type not in ("SplitToSequence", "SequenceConstruct", "Shape", "Size"):
+            found += [name for name in node.output if name in made and name not in plan.arbitrary]
+    return found
 
 
-class _Runner:
-    """A session of a model with some inner values as further outputs."""
-
-    def __init__(self, model: ModelProto, names: list[str]) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise CannotRun(f"ONNX Runtime can't be imported: {_first_line(error)}") from error
-
-        shown = {info.name for info in model.graph.output}
-        count = len(model.graph.output)
-        model.graph.output.extend(
-            onnx.ValueInfoProto(name=name) for name in names if name not in shown
-        )
-        self.names = names
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
-        try:
-            self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise CannotRun(f"ONNX Runtime can't load it: {_first_line(error)}") from error
-        finally:
-            del model.graph.output[count:]
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The values asked for (all outputs if none were)."""
-        names = self.names or [output.name for output in self.session.get_outputs()]
-        try:
-            return dict(zip(names, self.session.run(names, feeds), strict=True))
-        except Exception as error:
-            raise CannotRun(f"ONNX Runtime can't run it: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return "".join(c if c.isprintable() else " " for c in (text[0] if text else type(error).__name__))[:200]
-
-
-def _find_inputs(runner: _Runner) -> dict[str, Array]:
+def _find_inputs(runner: Runner) -> dict[str, Array]:
     """Random inputs that the original runs on."""
     trouble: CannotRun | None = None
     for sizes in SIZES:
@@ -227,7 +186,7 @@ def _find_inputs(runner: _Runner) -> dict[str, Array]:
     raise trouble
 
 
-def _inputs(runner: _Runner, sizes: tuple[int, int]) -> dict[str, Array]:
+def _inputs(runner: Runner, sizes: tuple[int, int]) -> dict[str, Array]:
     """Normal floats, small integers; a symbolic dimension has one size wherever it is named."""
     rng = np.random.default_rng(0)
     named: dict[object, int] = {}
@@ -249,15 +208,9 @@ def _inputs(runner: _Runner, sizes: tuple[int, int]) -> dict[str, Array]:
     return feeds
 
 
-def _value_sizes(plan: Plan) -> dict[str, int]:
-    """Bytes of the values in float64, at the size of the first analysis of shapes (that of the first inputs too)."""
-    sizes: dict[str, int] = {}
-    scope = plan.scope
-    for value in scope.values.values():
-        dims = plan.ties.shapes.cases(scope, value)[0]
-        if dims is not None and None not in dims:
-            sizes[value.name] = 8 * int(np.prod([d for d in dims if d is not None], dtype=np.int64))
-    return sizes
+def _value_sizes(model: LoadedModel, feeds: dict[str, Array]) -> dict[str, int]:
+    """Bytes of the values in float64, as far as shape inference goes (without its weights a model is small)."""
+    return {name: 8 * math.prod(shape) for name, shape in static_shapes(model.proto, feeds).items()}
 
 
 def _groups(names: list[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
@@ -265,7 +218,7 @@ def _groups(names: list[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
     group: list[str] = []
     held = 0
     for name in names:
-        size = sizes.get(name, 1 << 20) * 3
+        size = sizes.get(name, UNKNOWN) * 3
         if group and held + size > HELD:
             yield group
             group, held = [], 0
@@ -351,7 +304,7 @@ def _rms(array: Any, axis: int) -> Floats:
     return np.asarray(np.sqrt(np.mean(rows**2, axis=1)))
 
 
-def _output_errors(before: _Runner, after: _Runner, feeds: Mapping[str, Array]) -> Iterator[OutputDeviation]:
+def _output_errors(before: Runner, after: Runner, feeds: Mapping[str, Array]) -> Iterator[OutputDeviation]:
     left, right = before.run(feeds), after.run(feeds)
     for name, value in left.items():
         other = right.get(name)

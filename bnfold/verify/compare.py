@@ -1,0 +1,283 @@
+"""`bnfold.verify`: do two models compute the same? A verdict with its reason, and where they part."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from onnx import ModelProto
+
+from bnfold._version import __version__
+from bnfold.errors import UsageError, quoted
+from bnfold.frontends import naming, open_model
+from bnfold.model_file import LoadedModel, to_proto, wrap
+from bnfold.verify import comparison, criterion, native
+from bnfold.verify.comparison import Comparison, OutputReport, SegmentReport
+from bnfold.verify.criterion import Reading
+from bnfold.verify.discrete import judge_discrete
+from bnfold.verify.examine import Batch, Examination, examine
+from bnfold.verify.inputs import Samples, drawn, from_file
+from bnfold.verify.prepare import prepare
+from bnfold.verify.runtime import PROVIDERS, CannotRun, available_providers, optimised_by_runtime
+from bnfold.verify.segments import Segment
+from bnfold.verify.sides import Side
+from bnfold.verify.signature import compare_signatures, pinned
+
+log = logging.getLogger("bnfold")
+
+
+def verify(
+    a: Any,
+    b: Any = None,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    optimized: bool = False,
+    provider_a: str = "cpu",
+    provider_b: str = "cpu",
+) -> Comparison:
+    """Compare two models: a verdict that doesn't depend on a tolerance.
+
+    Both run in float64, cut into segments at values that they share, and each segment's error is measured in units of
+    the noise that rounding A's weights makes there (docs/verification.md).
+
+    >>> found = verify("sample_models/digits_cnn.onnx", "sample_models/digits_cnn.onnx")
+    >>> found.verdict, found.worst, found.equal
+    ('equal', 0.0, True)
+
+    Args:
+        a: the reference: a path, onnx.ModelProto, onnx_graphsurgeon.Graph, onnx_ir.Model or torch.onnx.ONNXProgram.
+        b: the model in question; it may be left out with `optimized`.
+        data: an .npz with an array for each input, samples along the first axis; without it inputs are random.
+        seed: of random inputs and of the noise.
+        optimized: whether to judge what ONNX Runtime's optimiser makes of `b` (or of `a`), instead of `b` itself.
+        provider_a: 'cpu', 'cuda' or 'tensorrt': where `a` is run in its own type.
+        provider_b: where `b` is.
+
+    Raises:
+        UsageError: no model, data that doesn't fit, a provider that isn't there.
+        ModelError: a model isn't sound, or its data can't be read.
+    """
+    settings = Settings(seed, optimized, provider_a, provider_b)
+    _demand_providers(provider_a, provider_b)
+    if b is None and not optimized:
+        raise UsageError("there is one model only; give two, or ask for what ONNX Runtime's optimiser makes of it")
+    return compare_models(open_model(a)[0], open_model(a if b is None else b)[0], data, settings)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are compared; see `verify`."""
+
+    seed: int = 0
+    optimized: bool = False
+    provider_a: str = "cpu"
+    provider_b: str = "cpu"
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the constants and the versions that the result depends on."""
+        limits = {"seeds_of_noise": criterion.SEEDS, "limits": [criterion.EQUAL, criterion.DIFFERENT]}
+        return asdict(self) | limits | {"versions": _versions()}
+
+
+def compare_models(
+    a: LoadedModel, b: LoadedModel, data: str | os.PathLike[str] | None, settings: Settings
+) -> Comparison:
+    """`verify`, of models that are open already."""
+    left = _prepared(a)
+    try:
+        right = _optimised(b) if settings.optimized else _prepared(b)
+    except CannotRun as why:
+        raise UsageError(str(why), file=b.path) from None
+    signature = compare_signatures(left, right)
+    result = Comparison(comparison.UNKNOWN, "", signature, None, (), (), signature.notes, "", settings.to_dict())
+    if signature.differences:
+        return replace(result, verdict=comparison.DIFFERENT, reason=signature.differences[0])
+    try:
+        samples = drawn(pinned(left, signature), settings.seed) if data is None else from_file(left, data)
+    except CannotRun as why:
+        return replace(result, reason=f"A can't be run: {why}")
+    return _Judge(left, right, samples, replace(result, inputs=samples.sentence)).judge()
+
+
+def _demand_providers(*names: str) -> None:
+    present = available_providers()
+    for name in names:
+        if name not in PROVIDERS:
+            raise UsageError(f"{quoted(name)} is no provider; choose from {', '.join(PROVIDERS)}")
+        if name not in present and name != "cpu":
+            raise UsageError(f"this ONNX Runtime has no provider {quoted(name)}; it has {', '.join(present) or 'none'}")
+
+
+def _versions() -> dict[str, str]:
+    import numpy
+    import onnx
+    import onnxruntime
+
+    return {"bnfold": __version__} | {module.__name__: module.__version__ for module in (onnx, onnxruntime, numpy)}
+
+
+def _prepared(model: LoadedModel) -> ModelProto:
+    with naming(model.path):
+        return prepare(model)
+
+
+def _optimised(model: LoadedModel) -> ModelProto:
+    with naming(model.path):
+        return prepare(wrap(optimised_by_runtime(to_proto(model))))
+
+
+class _Judge:
+    """Two prepared models with the same signature, and inputs for them."""
+
+    def __init__(self, a: ModelProto, b: ModelProto, samples: Samples, result: Comparison) -> None:
+        self.a, self.b, self.result = a, b, result
+        names = result.signature.input_names
+        self.batches = [
+            Batch(batch, {names[name]: value for name, value in batch.items() if name in names})
+            for batch in samples.batches
+        ]
+        self.notes = list(result.notes)
+        self.outputs: tuple[OutputReport, ...] = ()
+
+    def judge(self) -> Comparison:
+        """The verdict."""
+        problem = self._native()
+        if problem and problem.startswith("B can't be run"):
+            return self._end(comparison.DIFFERENT, problem)
+        try:
+            log.info("converting to float64")
+            a, b = Side(self.a, self.batches[0].a), Side(self.b, self.batches[0].b)
+            found = examine(a, b, self.result.signature.output_names, self.batches, self._seed)
+            flips = judge_discrete(a, b, self.result.signature.output_names, self.batches, found, self._seed)
+        except CannotRun as why:
+            if problem:
+                return self._end(comparison.DIFFERENT, problem)
+            return self._end(comparison.UNKNOWN, f"it can't be looked into: {why}")
+        for side, which in ((a, "A"), (b, "B")):
+            for name, why_not in list(side.unsupported.items())[:3]:
+                self.notes.append(f"{which}'s {quoted(name)} has no float64 form, it is run in its own type: {why_not}")
+        self.outputs = tuple(
+            replace(report, ties=flips[report.name].ties) if report.name in flips else report for report in self.outputs
+        )
+        if found.overflow:
+            problem = problem or f"{quoted(found.overflow)} is too large for its type in B, and no value is in A"
+        flipped = [flip for flip in flips.values() if flip.counted]
+        return self._verdict(b, found, problem or (flipped[0].sentence if flipped else ""))
+
+    @property
+    def _seed(self) -> int:
+        return int(self.result.settings["seed"])
+
+    def _native(self) -> str:
+        """Run both in their own types; a difference that decides, a sentence."""
+        settings = self.result.settings
+        providers = (settings["provider_a"], settings["provider_b"])
+        judged = settings["optimized"] or providers != ("cpu", "cpu")
+        log.info("running both in their own types")
+        try:
+            found = native.run_natively(
+                self.a, self.b, self.result.signature, [batch.a for batch in self.batches], providers,
+                settings["optimized"], judged,
+            )  # fmt: skip
+        except CannotRun as why:
+            return self._not_run(why)
+        self.outputs = found.outputs
+        if found.problems:
+            return f"run in their own types, {found.problems[0]}"
+        if found.worst > native.LIMIT:
+            apart = f"{found.worst:.3g} × A's own noise apart (limit {native.LIMIT:g})"
+            return f"run in their own types, outputs are {apart}"
+        return ""
+
+    def _not_run(self, why: CannotRun) -> str:
+        """Which of both can't be run natively; it matters if it is B alone."""
+        from bnfold.verify.runtime import Runner
+
+        try:
+            for batch in self.batches[:1]:
+                Runner(self.a).run(batch.a)
+        except CannotRun:
+            self.notes.append(f"not run in its own type, where an overflow would show: {why}")
+            return ""
+        return f"B can't be run, A can: {why}"
+
+    def _verdict(self, b: Side, found: Examination, problem: str) -> Comparison:
+        segments = tuple(_report(segment, reading, b) for segment, reading in found.segments)
+        located = [_report(segment, reading, b) for segment, reading in found.located]
+        first = located[0] if located else None
+        self.notes += _notes(found)
+        worst, count = found.worst, len(segments)
+        if problem and worst <= criterion.EQUAL:
+            return self._end(comparison.DIFFERENT, problem, segments)
+        if worst > criterion.DIFFERENT:
+            assert first is not None
+            return self._end(comparison.DIFFERENT, _off_by(first), segments, first)
+        if worst > criterion.EQUAL:
+            assert first is not None
+            reason = f"{_off_by(first)}: more than rounding of single weights does, of the order of 1e-6"
+            return self._end(comparison.ROUNDING, reason, segments, first)
+        if found.blind:
+            name = quoted(found.blind[0].pair.a)
+            reason = f"{name} doesn't react to the weights before it on these inputs; give data that exercises them"
+            return self._end(comparison.UNKNOWN, reason, segments)
+        if not segments:
+            return self._end(comparison.UNKNOWN, "there is no float value to compare")
+        reason = f"each of {count} segments agrees, r ≤ {worst:.2g} (limit {criterion.EQUAL:g})"
+        return self._end(comparison.EQUAL, reason, segments)
+
+    def _end(
+        self, verdict: str, reason: str, segments: tuple[SegmentReport, ...] = (), first: SegmentReport | None = None
+    ) -> Comparison:
+        return replace(
+            self.result, verdict=verdict, reason=reason, first=first, segments=segments, outputs=self.outputs,
+            notes=tuple(self.notes),
+        )  # fmt: skip
+
+
+def _report(segment: Segment, reading: Reading, b: Side) -> SegmentReport:
+    pair = segment.pair
+    node = b.makers.get(pair.b)
+    return SegmentReport(
+        value=pair.a,
+        value_b=pair.b,
+        node=(node.name or pair.b) if node else "",
+        op=node.op_type if node else "",
+        basis=pair.basis,
+        r=reading.r,
+        axis=reading.axis,
+        channels=reading.channels,
+        bad=reading.bad,
+        count=reading.count,
+        idle=reading.idle,
+        native=segment.native,
+        problem=reading.problem,
+        batch_norms=tuple(n.name or n.output[0] for n in segment.nodes_a if n.op_type == "BatchNormalization"),
+    )
+
+
+def _off_by(segment: SegmentReport) -> str:
+    """What is wrong with a segment, a sentence."""
+    if segment.problem:
+        return f"{quoted(segment.value)} {segment.problem}"
+    where = f", in {segment.bad} of {segment.count} channels" if segment.bad else ""
+    return f"{quoted(segment.value)} is off by {segment.r:.3g} × A's own rounding noise{where}"
+
+
+def _notes(found: Examination) -> list[str]:
+    notes = []
+    idle = [(segment, reading) for segment, reading in found.segments if reading.idle]
+    if idle:
+        total = sum(reading.idle for _, reading in idle)
+        example = quoted(idle[0][0].pair.a)
+        notes.append(f"{total} channels of {len(idle)} values stayed 0 on these inputs, the first of {example}")
+    moved = sum(
+        reading.r <= criterion.EQUAL for segment, reading in found.segments if segment.pair.basis == "coordinates"
+    )
+    if moved:
+        notes.append(f"B holds {moved} of A's values in other per-channel coordinates, v' = s (v + t)")
+    if found.taken_back:
+        notes.append(f"{found.taken_back} values look alike and are not the same; longer segments were compared there")
+    return notes

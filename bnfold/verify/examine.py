@@ -1,0 +1,214 @@
+"""From two models and their inputs to readings: sketches, pairs, segments, and second thoughts about pairs.
+
+A pair whose segment is off, with another one behind it, may be no pair: a tool that moves a scale of 0.99999 from one
+node to a later one leaves values that look like A's and aren't. It is taken back, with all between the two, and the
+longer segment decides. Where that is off as well the models differ, and less certain pairs show where. They also help
+where a segment reacts to nothing (a saturated softmax): what is off inside of it then is a difference.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bnfold.verify.criterion import BLIND, EQUAL, Reading
+from bnfold.verify.pairing import NEAR, SURE, Pair, Sketch, pair_coordinates, pair_places, pair_values, sketch
+from bnfold.verify.runtime import Feeds
+from bnfold.verify.segments import Segment, Segments
+from bnfold.verify.sides import HELD, Side
+
+log = logging.getLogger("bnfold")
+
+# How often pairs are taken back.
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of both models."""
+
+    a: Feeds
+    b: Feeds
+
+
+@dataclass
+class Examination:
+    """What was measured.
+
+    Attributes:
+        segments: each with its reading, in the order of B's nodes.
+        located: the segments that are off, as finely cut as can be; the first is where the difference begins.
+        blind: segments with weights that their value doesn't react to.
+        taken_back: pairs that weren't.
+        overflow: a value of B that is finite in double and too large for its type, though none of A's is; '' if none.
+    """
+
+    segments: list[tuple[Segment, Reading]]
+    located: list[tuple[Segment, Reading]]
+    blind: list[Segment]
+    taken_back: int
+    overflow: str
+
+    @property
+    def worst(self) -> float:
+        """The largest r of what counts."""
+        return max((reading.r for segment, reading in self.segments if counts(segment.pair)), default=0.0)
+
+
+def counts(pair: Pair) -> bool:
+    """Whether a pair is part of the verdict: what is A's in other coordinates is only observed."""
+    return pair.basis != "coordinates"
+
+
+def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch], seed: int) -> Examination:
+    """Pair, cut, measure.
+
+    Args:
+        a: the reference.
+        b: the model in question.
+        outputs: names of B's outputs by those of A's.
+        batches: inputs; pairs are made on the first.
+        seed: of the noise.
+
+    Raises: CannotRun.
+    """
+    log.info("pairing %d values", len(a.floats))
+    total = sum(a.nbytes(name) for name in a.floats)
+    known: Feeds | None = {} if total <= HELD and len(batches) == 1 else None
+    sketches_a, over_a = _sketches(a, batches[0].a, False, known)
+    sketches_b, over_b = _sketches(b, batches[0].b, True, None)
+    shown = {left: right for left, right in outputs.items() if left in sketches_a and right in sketches_b}
+    ends = [Pair(left, right, (), "output") for left, right in shown.items()]
+    pairs = ends + pair_values(sketches_a, sketches_b, ends, SURE)
+    observed = pair_coordinates(sketches_a, sketches_b, pairs)
+    bench = _Bench(a, b, batches, known, seed)
+    log.info("measuring %d segments", len(pairs))
+    found = bench.measure(pairs + observed, None)
+    pairs, found, taken_back = _second_thoughts(bench, pairs + observed, found)
+    pairs = [pair for pair in pairs if counts(pair)]
+    located = _off(found)
+    blind = [] if located else _blind(bench, found)
+    if located or blind:
+        less_sure = pair_values(sketches_a, sketches_b, pairs, NEAR)
+        less_sure += pair_places(a, b, [*pairs, *less_sure]) if located else []
+        finer = _finer(bench, pairs, less_sure, located or blind)
+        if located:
+            located = _off(finer) or located
+        else:
+            found |= finer
+            located = _off(finer)
+            blind = [] if located and not _leads_on(located) else _blind(bench, found)
+            located = [] if blind else located
+    kept = {pair: item for pair, item in found.items() if counts(pair) or item[1].r <= EQUAL}
+    return Examination(
+        bench.ordered(kept.values()), bench.ordered(located), [item[0] for item in blind], taken_back,
+        "" if over_a else over_b,
+    )  # fmt: skip
+
+
+def _sketches(
+    side: Side, feeds: Feeds, layouts: bool, known: Feeds | None
+) -> tuple[dict[str, Sketch], str]:
+    """Sketches of all values, and the first one that its type can't hold."""
+    found: dict[str, Sketch] = {}
+    over = ""
+    for window in side.walk(side.floats, side.double_feeds(feeds)):
+        found.update((name, sketch(value, layouts)) for name, value in window.items())
+        over = over or next((name for name, value in window.items() if side.overflows(name, value)), "")
+        if known is not None:
+            known.update(window)
+    return {name: found[name] for name in side.floats}, over
+
+
+Item = tuple[Segment, Reading]
+Found = dict[Pair, Item]
+
+
+class _Bench:
+    """Where segments are measured, as often as it takes."""
+
+    def __init__(self, a: Side, b: Side, batches: Sequence[Batch], known: Feeds | None, seed: int) -> None:
+        self.a, self.b, self.batches, self.known, self.seed = a, b, batches, known, seed
+        self._order = {name: place for place, name in enumerate(b.floats)}
+
+    def ordered(self, items: Iterable[Item]) -> list[Item]:
+        """By the place of B's value among B's."""
+        return sorted(items, key=lambda item: self._order.get(item[0].pair.b, 0))
+
+    def measure(self, pairs: Sequence[Pair], wanted: Sequence[Pair] | None) -> Found:
+        """Readings of some or all pairs, with both models cut at all of them."""
+        cut = Segments(self.a, self.b, pairs, wanted, self.seed)
+        for batch in self.batches:
+            cut.run(batch.a, batch.b, self.known)
+        return {segment.pair: (segment, segment.reading()) for segment in cut.segments}
+
+
+def _off(found: Found) -> list[Item]:
+    return [(segment, reading) for pair, (segment, reading) in found.items() if counts(pair) and reading.r > EQUAL]
+
+
+def _second_thoughts(bench: _Bench, pairs: list[Pair], found: Found) -> tuple[list[Pair], Found, int]:
+    """Take back pairs that are off with another one behind them, and all between; how many were."""
+    taken_back = 0
+    for _ in range(ROUNDS):
+        gone = _between(found) | _crossed(found)
+        if not gone:
+            break
+        taken_back += len(gone)
+        pairs = [pair for pair in pairs if pair not in gone]
+        names_a, names_b = {pair.a for pair in gone}, {pair.b for pair in gone}
+        affected = [pair for pair in pairs if found[pair][0].given_a & names_a or found[pair][0].given_b & names_b]
+        found = {pair: found[pair] for pair in pairs} | bench.measure(pairs, affected)
+    return pairs, found, taken_back
+
+
+def _between(found: Found) -> set[Pair]:
+    """Pairs on the way from one segment that is off to another, the first included; an output stays a pair."""
+    by_b = {pair.b: item for pair, item in found.items() if counts(pair)}
+    off = {pair.b for pair, (_, reading) in found.items() if counts(pair) and reading.r > EQUAL}
+    behind: set[str] = set()  # behind one that is off, itself included
+    for name, (segment, _) in by_b.items():  # in the order of B's nodes
+        if name in off or segment.given_b & behind:
+            behind.add(name)
+    ahead: set[str] = set()  # with one that is off behind it
+    for name, (segment, _) in reversed(by_b.items()):
+        if name in off or name in ahead:
+            ahead.update(segment.given_b)
+    return {by_b[name][0].pair for name in behind & ahead if by_b[name][0].pair.basis != "output"}
+
+
+def _crossed(found: Found) -> set[Pair]:
+    """Pairs that are off and begin at other pairs in A than in B: values that equal others, judged by others' noise."""
+    by_b = {pair.b: pair.a for pair in found if counts(pair)}
+    return {
+        segment.pair for segment, _ in _off(found)
+        if segment.pair.basis != "output" and {by_b[name] for name in segment.given_b} != segment.given_a
+    }  # fmt: skip
+
+
+def _leads_on(off: list[Item]) -> bool:
+    """Whether one that is off may make up for another."""
+    return bool(_between({segment.pair: (segment, reading) for segment, reading in off}))
+
+
+def _finer(bench: _Bench, pairs: list[Pair], extra: list[Pair], coarse: list[Item]) -> Found:
+    """Some segments again, cut at less certain pairs inside of them as well."""
+    inside_a = {name for segment, _ in coarse for node in segment.nodes_a for name in node.output}
+    inside_b = {name for segment, _ in coarse for node in segment.nodes_b for name in node.output}
+    extra = [pair for pair in extra if pair.a in inside_a and pair.b in inside_b]
+    return bench.measure([*pairs, *extra], [*extra, *(segment.pair for segment, _ in coarse)])
+
+
+def _blind(bench: _Bench, found: Found) -> list[Item]:
+    """Segments with weights that their value doesn't react to."""
+    return [
+        (segment, reading) for pair, (segment, reading) in found.items()
+        if counts(pair) and reading.response < BLIND and reading.r <= EQUAL and _has_weights(segment, bench)
+    ]  # fmt: skip
+
+
+def _has_weights(segment: Segment, bench: _Bench) -> bool:
+    return any(name in bench.b.weights for node in segment.nodes_b for name in node.input) or any(
+        name in bench.a.weights for node in segment.nodes_a for name in node.input
+    )

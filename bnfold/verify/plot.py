@@ -1,0 +1,55 @@
+"""The ratio r of every segment by its depth, as a picture."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from bnfold.errors import OutputError, UsageError
+from bnfold.verify import criterion
+from bnfold.verify.comparison import Comparison
+
+# Where what is exactly equal is drawn, and what is infinitely off.
+LOWEST, HIGHEST = 1e-3, 1e9
+
+
+def plot(found: Comparison, path: str | os.PathLike[str], title: str) -> None:
+    """Write a picture of a verdict (.png, .svg, .pdf).
+
+    Raises:
+        UsageError: matplotlib isn't installed.
+        OutputError: it can't be written there.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("a plot needs matplotlib; pip install 'bnfold[plot]'") from None
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    limits = ((0, criterion.EQUAL, "tab:green"), (criterion.EQUAL, criterion.DIFFERENT, "tab:orange"),
+              (criterion.DIFFERENT, math.inf, "tab:red"))  # fmt: skip
+    places = [(place, segment) for place, segment in enumerate(found.segments) if segment.basis != "coordinates"]
+    for low, high, colour in limits:
+        chosen = [(place, s.r) for place, s in places if low < s.r <= high or (s.r == low == 0)]
+        heights = [min(max(r, LOWEST), HIGHEST) for _, r in chosen]
+        axes.scatter([place for place, _ in chosen], heights, s=14, color=colour)
+    for limit, label in ((criterion.EQUAL, "equal"), (criterion.DIFFERENT, "rounding scale")):
+        axes.axhline(limit, linewidth=0.8, color="grey")
+        axes.annotate(f"{label} ≤ {limit:g}", (0, limit), fontsize=8, va="bottom")
+    if found.first is not None:
+        place = next((p for p, s in places if s.value_b == found.first.value_b), None)
+        if place is not None:
+            height = min(max(found.first.r, LOWEST), HIGHEST)
+            axes.annotate(_plain(found.first.value), (place, height), fontsize=8, ha="center", va="bottom")
+    axes.set(yscale="log", ylim=(LOWEST / 2, HIGHEST * 2), xlabel="segment, in the order of B's nodes",
+             ylabel="r, × A's own rounding noise", title=_plain(f"{title}: {found.verdict}"))  # fmt: skip
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise OutputError(f"can't be written: {error}", file=os.fspath(path)) from None
+
+
+def _plain(text: str) -> str:
+    """A text that is taken as it is: '$' would begin a formula."""
+    return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")

@@ -1,0 +1,273 @@
+"""Running models on ONNX Runtime, and the surgery on their graphs that looking inside of them takes.
+
+Sessions have ONNX Runtime's optimisations off, always: its own rewrites are wrong in places, and would be judged
+as part of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+
+from bnfold.constants import Array
+
+Feeds = dict[str, Array]
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
+}  # fmt: skip
+
+# A value fed into a cut goes by this name and its own.
+CUT = "bnfold cut: "
+
+
+class CannotRun(Exception):
+    """A model can't be run; the message says why."""
+
+
+class Runner:
+    """A session of a model.
+
+    Args:
+        model: at most 2 GiB; it is the same afterwards.
+        names: the values to compute, inner ones too; none: all outputs.
+        provider: one of `PROVIDERS`.
+        optimized: whether ONNX Runtime may optimise it.
+
+    Raises: CannotRun.
+    """
+
+    def __init__(
+        self, model: ModelProto, names: Sequence[str] = (), provider: str = "cpu", optimized: bool = False
+    ) -> None:
+        shown = {info.name for info in model.graph.output}
+        count = len(model.graph.output)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in shown)
+        try:
+            self.session = _session(model, provider, optimized)
+        finally:
+            del model.graph.output[count:]
+        self.inputs = [given.name for given in self.session.get_inputs()]
+        self.names = list(names) or [output.name for output in self.session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array]) -> Feeds:
+        """The values asked for; feeds that the model has no input for are left out.
+
+        Raises: CannotRun.
+        """
+        try:
+            given = {name: feeds[name] for name in self.inputs if name in feeds}
+            return dict(zip(self.names, self.session.run(self.names, given), strict=True))
+        except Exception as error:
+            raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
+
+
+def _session(model: ModelProto, provider: str, optimized: bool) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CannotRun(f"ONNX Runtime can't be imported: {first_line(error)}") from error
+
+    options = onnxruntime.SessionOptions()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions are many and short
+    # The CPU computes what another provider has no kernel for.
+    providers = [PROVIDERS[provider], *([] if provider == "cpu" else [PROVIDERS["cpu"]])]
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise CannotRun(f"ONNX Runtime can't load it: {first_line(error)}") from error
+
+
+def available_providers() -> list[str]:
+    """Those of `PROVIDERS` that the installed ONNX Runtime has."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    present = onnxruntime.get_available_providers()
+    return [name for name, full in PROVIDERS.items() if full in present]
+
+
+def optimised_by_runtime(model: ModelProto) -> ModelProto:
+    """The model as ONNX Runtime's optimiser leaves it at the level BASIC: the last one that writes standard ops.
+
+    Raises: CannotRun.
+    """
+    import tempfile
+    from pathlib import Path
+
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDERS["cpu"]])
+        except Exception as error:
+            raise CannotRun(f"ONNX Runtime can't optimise it: {first_line(error)}") from error
+        result = ModelProto()
+        result.ParseFromString(target.read_bytes())
+        return result
+
+
+def first_line(error: Exception) -> str:
+    """An error message as part of a line."""
+    text = str(error).strip().splitlines()
+    return "".join(c if c.isprintable() else " " for c in (text[0] if text else type(error).__name__))[:200]
+
+
+# -- graphs -----------------------------------------------------------------------------------------
+
+
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs inside of If, Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Names of all that a node reads, what its bodies capture included."""
+    found = {name for name in node.input if name}
+    for body in bodies(node):
+        own = {info.name for info in body.input} | {tensor.name for tensor in body.initializer}
+        for inner in body.node:
+            found |= reads(inner) - own
+            own.update(inner.output)
+        found |= {info.name for info in body.output} - own
+    return found
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node of each value that nodes of the main graph make."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def cut_model(
+    model: ModelProto, cuts: Mapping[str, int], wanted: Sequence[str], loose: Container[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> ModelProto:  # fmt: skip
+    """What it takes to compute `wanted` when the values `cuts` are given.
+
+    Whoever reads a cut value reads an input of the name `CUT` + its own; its producer still makes it, if that is
+    wanted.
+
+    Args:
+        model: one flat graph.
+        cuts: the values given, with their element types.
+        wanted: the values to compute; they become the outputs.
+        loose: initializers that become inputs.
+        shapes: of the values given, as far as they are known: a Scan must know them.
+    """
+    graph, renamed, shapes = model.graph, {name: CUT + name for name in cuts}, shapes or {}
+    made_by = producers(graph)
+    needed, given = _needed(made_by, renamed, wanted)
+    result = ModelProto(ir_version=model.ir_version)
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = graph.name or "cut"
+    for node in graph.node:
+        if id(node) in needed:
+            copy = result.graph.node.add()
+            copy.CopyFrom(node)
+            _rename_reads(copy, renamed)
+    result.graph.sparse_initializer.extend(graph.sparse_initializer)
+    result.graph.input.extend(info for info in graph.input if info.name in given)
+    for name in sorted(given & set(renamed)):
+        result.graph.input.append(onnx.helper.make_tensor_value_info(CUT + name, cuts[name], shapes.get(name)))
+    for tensor in graph.initializer:
+        if tensor.name in given and tensor.name in loose:
+            result.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        elif tensor.name in given:
+            result.graph.initializer.append(tensor)
+    for name in wanted:
+        if name in made_by:
+            result.graph.output.append(onnx.ValueInfoProto(name=name))
+    return result
+
+
+def _needed(
+    made_by: Mapping[str, NodeProto], cuts: Container[str], wanted: Iterable[str]
+) -> tuple[set[int], set[str]]:
+    """Nodes (their ids) behind `wanted`, and the names that they read but none of them makes."""
+    nodes: set[int] = set()
+    given: set[str] = set()
+    waiting = [made_by[name] for name in wanted if name in made_by]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in nodes:
+            continue
+        nodes.add(id(node))
+        for name in reads(node):
+            if name in cuts or name not in made_by:
+                given.add(name)
+            else:
+                waiting.append(made_by[name])
+    return nodes, given
+
+
+def _rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
+    """Rename what a node reads, in its bodies too (ONNX forbids them to use an outer name for their own)."""
+    for index, name in enumerate(node.input):
+        node.input[index] = names.get(name, name)
+    for body in bodies(node):
+        for inner in body.node:
+            _rename_reads(inner, names)
+        for info in body.output:
+            if info.name in names and not any(info.name in inner.output for inner in body.node):
+                body.node.append(onnx.helper.make_node("Identity", [names[info.name]], [info.name]))
+
+
+def frontier(
+    made_by: Mapping[str, NodeProto], cuts: Container[str], wanted: str
+) -> tuple[set[str], list[NodeProto]]:
+    """The given values (cuts, graph inputs, initializers) that a segment begins at, and its nodes."""
+    ids, given = _needed(made_by, cuts, [wanted])
+    nodes = {id(node): node for node in made_by.values() if id(node) in ids}
+    return given, list(nodes.values())
+
+
+def element_types(model: ModelProto) -> dict[str, int]:
+    """TensorProto data types of values, as far as they can be inferred."""
+    try:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # best effort
+        return {}
+    return {
+        info.name: info.type.tensor_type.elem_type
+        for info in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    }
+
+
+def static_shapes(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of values for inputs of the shapes of `feeds`, as far as they can be inferred."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    for info in copy.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    for info in copy.graph.input:
+        if info.name in feeds:
+            del info.type.tensor_type.shape.dim[:]
+            for size in feeds[info.name].shape:
+                info.type.tensor_type.shape.dim.add().dim_value = size
+    try:
+        copy = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    except Exception:  # best effort: the rest comes from a run
+        return {}
+    found = {}
+    for info in (*copy.graph.input, *copy.graph.value_info, *copy.graph.output):
+        tensor = info.type.tensor_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            found[info.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return found

@@ -1,0 +1,97 @@
+"""`bnfold verify`: do two models compute the same?"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnfold.errors import OutputError, UsageError
+
+from . import render, verdict
+
+
+def run(
+    a: str | None,
+    b: str | None,
+    *,
+    data: str | None,
+    seed: int,
+    optimized: bool,
+    strict: bool,
+    provider_a: str,
+    provider_b: str,
+    certificate: str | None,
+    check: str | None,
+    junit: str | None,
+    plot: str | None,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Do what the command line asks for (see `bnfold verify --help`); returns the exit code."""
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose contradict each other; choose one")
+    if check is None:
+        _demand_models(a, b, optimized)
+    elif a is not None or certificate is not None:
+        raise UsageError("--check takes the files that the certificate names; leave the others out")
+    files = [name for name in (certificate, junit, plot) if name is not None]
+    _demand_places(files, plot)
+
+    with render.progress(quiet=quiet, verbose=verbose):
+        import bnfold
+
+        if check is not None:
+            from bnfold.verify.certificate import check as check_again
+
+            found = check_again(check)
+        else:
+            found = bnfold.verify(
+                a, b, data=data, seed=seed, optimized=optimized, provider_a=provider_a, provider_b=provider_b
+            )
+    title = check or " and ".join(os.path.basename(name) for name in (a, b) if name)
+    if certificate is not None:
+        from bnfold.verify.certificate import certificate as certify
+
+        assert a is not None
+        content = certify(found, a, b, data, Path(certificate).absolute().parent)
+        _write(certificate, jsonlib.dumps(render.finite(content), indent=2) + "\n")
+    if junit is not None:
+        from bnfold.verify.junit import junit as as_junit
+
+        _write(junit, as_junit(found, title, strict))
+    if plot is not None:
+        from bnfold.verify.plot import plot as draw
+
+        draw(found, plot, title)
+
+    code = found.exit_code(strict)
+    if json:
+        render.as_json({"a": a, "b": b, "exit_code": code} | found.to_dict())
+    elif not quiet:
+        verdict.show(found, a or f"what {check} certifies", b, files, verbose=verbose)
+    return code
+
+
+def _demand_models(a: str | None, b: str | None, optimized: bool) -> None:
+    if a is None:
+        raise UsageError("two models are needed: bnfold verify A B")
+    if b is None and not optimized:
+        raise UsageError("a second model is needed, or --optimized for what ONNX Runtime's optimiser makes of this one")
+
+
+def _demand_places(files: Sequence[str], plot: str | None) -> None:
+    """Soon, rather than after minutes of work: can the files be written?"""
+    from importlib.util import find_spec
+
+    if plot is not None and find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib; pip install 'bnfold[plot]'")
+    for name in files:
+        if not Path(name).absolute().parent.is_dir():
+            raise OutputError("can't be written: its folder doesn't exist", file=name)
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).write_text(text, encoding="utf-8")
