@@ -90,8 +90,10 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
     located = _off(found)
     blind = [] if located else _blind(bench, found)
     if located or blind:
-        less_sure = pair_values(sketches_a, sketches_b, pairs, NEAR)
-        less_sure += pair_places(a, b, [*pairs, *less_sure]) if located else []
+        # What is A's in other coordinates is off by nature, though it may bear the same name.
+        taken = [*pairs, *observed]
+        less_sure = pair_values(sketches_a, sketches_b, taken, NEAR)
+        less_sure += pair_places(a, b, [*taken, *less_sure]) if located else []
         finer = _finer(bench, pairs, less_sure, located or blind)
         if located:
             located = _off(finer) or located
