@@ -306,6 +306,7 @@ CASES: dict[str, list[Maker]] = {
     "Erf": [elementwise(-7, 7, reference=False)],
     "Gelu": [elementwise(opset=20, reference=False), gelu_tanh],
     "Mean": [mean],
+    "Cos": [elementwise()],
     "Tan": [elementwise(-1.4, 1.4)],
     "Sinh": [elementwise()],
     "Cosh": [elementwise()],

@@ -101,9 +101,10 @@ def _profile(value: Array) -> Array:
     rows = rows[np.linspace(0, len(rows) - 1, min(CHANNELS, len(rows))).astype(int)]
     where = np.random.default_rng(rows.shape[1]).integers(0, rows.shape[1], PLACES_OF_CHANNEL)
     rows = np.nan_to_num(rows[:, where].astype(np.float64), posinf=0, neginf=0)
-    rows -= rows.mean(axis=1, keepdims=True)
-    rms = np.sqrt(np.mean(rows**2, axis=1, keepdims=True))
-    rows = np.where(rms > 0, rows / np.where(rms > 0, rms, 1), 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is so large agrees with nothing
+        rows -= rows.mean(axis=1, keepdims=True)
+        rms = np.sqrt(np.mean(rows**2, axis=1, keepdims=True))
+        rows = np.where((rms > 0) & np.isfinite(rms), rows / np.where(rms > 0, rms, 1), 0)
     return np.asarray(rows * np.where(rows[:, :1] < 0, -1, 1)).ravel()
 
 

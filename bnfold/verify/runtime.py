@@ -60,7 +60,10 @@ class Runner:
         """
         try:
             given = {name: feeds[name] for name in self.inputs if name in feeds}
-            return dict(zip(self.names, self.session.run(self.names, given), strict=True))
+            # An input that is an output too: some versions return memory that they free.
+            made = [name for name in self.names if name not in given]
+            values = dict(zip(made, self.session.run(made, given) if made else [], strict=True))
+            return {name: given[name] if name in given else values[name] for name in self.names}
         except Exception as error:
             raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
 

@@ -41,7 +41,7 @@ from bnfold.verify.runtime import bodies
 KEPT = frozenset(
     """
     Abs Add AffineGrid And ArgMax ArgMin Attention BatchNormalization Cast CastLike Ceil CenterCropPad Clip Compress
-    Concat ConcatFromSequence Constant ConstantOfShape Cos CumSum DFT DeformConv DepthToSpace Div Dropout Einsum Equal
+    Concat ConcatFromSequence Constant ConstantOfShape CumSum DFT DeformConv DepthToSpace Div Dropout Einsum Equal
     Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual GridSample
     GroupNormalization Identity If IsInf IsNaN Less LessOrEqual Log LogSoftmax Loop LpNormalization
     MatMul Max MaxPool Min Mod Mul Neg NegativeLogLikelihoodLoss Not Optional OptionalGetElement
