@@ -94,3 +94,10 @@ def test_values_far_below_their_statistics_are_not_shifted() -> None:
     assert [entry.reason for entry in result.kept] == ["precision"]
     assert result.verification.relation is not None and result.verification.relation.passed
     assert ["lost digits at first" in notice for notice in result.notices] == [True]
+
+
+def test_what_is_too_large_to_be_loaded_by_default_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relation, "MAX_WEIGHTS", 1000)
+    verification = bnfold.fold(SAMPLES / "tabular_mlp.onnx").verification
+    assert verification.relation is None
+    assert "`bnfold verify` compares on demand" in verification.skipped

@@ -41,7 +41,7 @@ SIZES = ((2, 64), (2, 32), (1, 224), (1, 16), (1, 1))
 # worth loading for a check on by default.
 HELD = 512 << 20
 UNKNOWN = 1 << 18  # where shape inference fails: mostly in attention, whose values are small
-MAX_WEIGHTS = 1 << 30
+MAX_WEIGHTS = 1 << 29
 
 # Inputs of these ops that are weights; others (bounds, exponents, shapes) are settings, and moving them is no rounding.
 WEIGHTED = frozenset(
@@ -98,14 +98,13 @@ def check(original: LoadedModel, folded: LoadedModel, plan: Plan) -> RelationChe
     """
     size = sum(original.weights.nbytes(tensor) for tensor in original.proto.graph.initializer)
     if size > MAX_WEIGHTS:
-        raise CannotRun(f"its {size / 2**30:.1f} GiB of weights would have to be loaded twice")
+        raise CannotRun(f"its {size / 2**30:.1f} GiB of weights take eight times as much memory; `bnfold verify` compares on demand")
     before, after = to_proto(original), to_proto(folded)
     names = _shared_values(before, after, plan)
-    first = Runner(before)
-    feeds = _find_inputs(first)
+    feeds, shown = _first_run(before)
+    outputs = tuple(_output_errors(shown, Runner(after).run(feeds)))
     sizes = _value_sizes(original, feeds)
     makers = {name: node.op_type for node in before.graph.node for name in node.output}
-    outputs = tuple(_output_errors(first, Runner(after), feeds))
     found: dict[str, float] = {}
     for group in _groups(names, sizes):
         values, results = Runner(before, group).run(feeds), Runner(after, group).run(feeds)
@@ -171,17 +170,16 @@ def _shared_values(before: ModelProto, after: ModelProto, plan: Plan) -> list[st
     return found
 
 
-def _find_inputs(runner: Runner) -> dict[str, Array]:
-    """Random inputs that the original runs on."""
+def _first_run(model: ModelProto) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Random inputs that the original runs on, and its outputs."""
+    runner = Runner(model)
     trouble: CannotRun | None = None
     for sizes in SIZES:
         feeds = _inputs(runner, sizes)
         try:
-            runner.run(feeds)
+            return feeds, runner.run(feeds)
         except CannotRun as error:
             trouble = trouble or error
-            continue
-        return feeds
     assert trouble is not None
     raise trouble
 
@@ -304,8 +302,7 @@ def _rms(array: Any, axis: int) -> Floats:
     return np.asarray(np.sqrt(np.mean(rows**2, axis=1)))
 
 
-def _output_errors(before: Runner, after: Runner, feeds: Mapping[str, Array]) -> Iterator[OutputDeviation]:
-    left, right = before.run(feeds), after.run(feeds)
+def _output_errors(left: Mapping[str, Array], right: Mapping[str, Array]) -> Iterator[OutputDeviation]:
     for name, value in left.items():
         other = right.get(name)
         if getattr(value, "dtype", np.dtype(bool)).kind != "f" or other is None or other.shape != value.shape:
