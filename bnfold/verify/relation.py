@@ -98,7 +98,8 @@ def check(original: LoadedModel, folded: LoadedModel, plan: Plan) -> RelationChe
     """
     size = sum(original.weights.nbytes(tensor) for tensor in original.proto.graph.initializer)
     if size > MAX_WEIGHTS:
-        raise CannotRun(f"its {size / 2**30:.1f} GiB of weights take eight times as much memory; `bnfold verify` compares on demand")
+        gib = f"{size / 2**30:.1f} GiB"
+        raise CannotRun(f"its {gib} of weights take eight times as much memory; `bnfold verify` compares on demand")
     before, after = to_proto(original), to_proto(folded)
     names = _shared_values(before, after, plan)
     feeds, shown = _first_run(before)
