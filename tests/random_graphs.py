@@ -187,6 +187,8 @@ class Builder:
                 tensor = self.tensors[name]
                 data[name] = tensor
                 types[name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+            elif name and name not in known:
+                raise Misfit(f"{name} is too large")
             elif name:
                 types[name] = helper.make_tensor_type_proto(ELEMENT.get(known[name].dtype, 7), known[name].shape)
         try:
