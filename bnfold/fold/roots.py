@@ -83,35 +83,51 @@ def _choose_shifts(ties: Ties, decision: Decision) -> None:
 
 
 def _without_add(ties: Ties, decision: Decision) -> Iterator[tuple[Ids, Floats]]:
-    """Shifts (ids, values) with which MatMuls need no Add behind them: t_o = a W t_i - b in all rows at once."""
+    """Shifts (ids, values) with which MatMuls need no Add behind them: t_o = a W t_i - b in all rows at once.
+
+    In topological order: each takes for granted what those before it have asked for, and else what is known.
+    """
     dead = [entry for entries in decision.dead.values() for entry in entries if isinstance(entry, DeadColumns)]
+    hoped = ties.shift.known.copy()
     for linear in ties.linears:
         if linear.bias_input is not None or linear.table:
             continue
-        columns = np.nan_to_num(ties.shift.values(linear.columns.shift))  # 0 as long as nobody asks for another
-        for entry in dead:
-            if entry.linear is linear:
-                columns[entry.columns] = -entry.constant
-        weight = ties.array(linear.weight)
-        assert weight is not None
-        wanted = shifted(linear, columns, weight)
-        if linear.chain is not None:
-            wanted = rows_of(linear, linear.chain.a) * wanted - rows_of(linear, linear.chain.b)
-        rows = _one_vote(ties, np.ravel(linear.rows.shift), wanted)
-        if rows is None:
-            continue
-        yield rows
-        if linear.chain is None and (vote := _one_vote(ties, linear.columns.shift, np.zeros(columns.size))) is not None:
-            yield vote
+        rows, columns = np.ravel(linear.rows.shift), linear.columns.shift
+        root, alpha, beta = ties.shift.find(columns)
+        for given in (hoped, ties.shift.known):
+            shift = np.nan_to_num(alpha * given[root] + beta)  # 0 as long as nobody asks for another
+            wanted = _rows_without_add(ties, linear, shift, dead)
+            vote = _one_vote(ties, np.concatenate([rows, columns]), np.concatenate([wanted, shift]), given)
+            if vote is not None:
+                yield vote
+                root, alpha, beta = ties.shift.find(vote[0])
+                hoped[root] = np.where(np.isnan(hoped[root]), (vote[1] - beta) / alpha, hoped[root])
+                break
 
 
-def _one_vote(ties: Ties, ids: Ids, wanted: Floats) -> tuple[Ids, Floats] | None:
-    """An id for each class with the value wanted of it; None if the unknowns can't all have what is wanted of them."""
+def _rows_without_add(ties: Ties, linear: Linear, columns: Floats, dead: list[DeadColumns]) -> Floats:
+    """a W t_i - b for each row."""
+    columns = columns.copy()
+    for entry in dead:
+        if entry.linear is linear:
+            columns[entry.columns] = -entry.constant
+    weight = ties.array(linear.weight)
+    assert weight is not None
+    wanted = shifted(linear, columns, weight)
+    if linear.chain is not None:
+        wanted = rows_of(linear, linear.chain.a) * wanted - rows_of(linear, linear.chain.b)
+    return wanted
+
+
+def _one_vote(ties: Ties, ids: Ids, wanted: Floats, given: Floats) -> tuple[Ids, Floats] | None:
+    """An id for each class with the value wanted of it; None if the unknowns can't all have what is wanted of them.
+
+    given: of roots, NaN where any value will do.
+    """
     root, alpha, beta = ties.shift.find(ids)
     asked = (wanted - beta) / alpha
     _, first, index = np.unique(root, return_index=True, return_inverse=True)
-    known = ties.shift.known[root]
-    possible = np.where(np.isnan(known), asked[first][index], known)
+    possible = np.where(np.isnan(given[root]), asked[first][index], given[root])
     return (ids[first], wanted[first]) if np.allclose(asked, possible, rtol=1e-9, atol=1e-300) else None
 
 
