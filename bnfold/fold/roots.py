@@ -15,7 +15,7 @@ from bnfold.fold.accept import Decision
 from bnfold.fold.dead import DeadColumns
 from bnfold.fold.parameters import shifted
 from bnfold.fold.ties import Coordinates, Linear, Ties
-from bnfold.fold.union_find import Floats, Ids, UnionFind
+from bnfold.fold.union_find import Floats, Ids, UnionFind, total
 
 # Votes, in tensors: one that would stay as it is counts 1, the output of a removed op decides ties, and
 # an Add that would have to be created outweighs any of them.
@@ -62,10 +62,10 @@ def _choose_shifts(ties: Ties, decision: Decision) -> None:
     system.compress()
     ids, weights = _voters(ties, decision, "shift")
     values = np.zeros(len(ids))
-    for part, value in _without_add(ties, decision):
+    for part, value, weight in _without_add(ties, decision):
         ids = np.concatenate([ids, part])
         values = np.concatenate([values, value])
-        weights = np.concatenate([weights, np.full(part.size, BIAS_VOTE)])
+        weights = np.concatenate([weights, np.full(part.size, weight)])
     root, alpha, beta = system.find(ids)
     slack = ties.sums.slack()
     free = np.isnan(system.known[root]) & ~np.isin(root, slack)
@@ -82,10 +82,11 @@ def _choose_shifts(ties: Ties, decision: Decision) -> None:
         system.pin(rest, 0.0)
 
 
-def _without_add(ties: Ties, decision: Decision) -> Iterator[tuple[Ids, Floats]]:
-    """Shifts (ids, values) with which MatMuls need no Add behind them: t_o = a W t_i - b in all rows at once.
+def _without_add(ties: Ties, decision: Decision) -> Iterator[tuple[Ids, Floats, float]]:
+    """Shifts (ids, values) with which MatMuls need no Add behind them, t_o = a W t_i - b in all rows, and their weight.
 
-    In topological order: each takes for granted what those before it have asked for, and else what is known.
+    In topological order: each takes for granted what those before it have asked for.  Where it can't, it asks for
+    what suits it alone, and it takes two such to outvote one before.
     """
     dead = [entry for entries in decision.dead.values() for entry in entries if isinstance(entry, DeadColumns)]
     hoped = ties.shift.known.copy()
@@ -93,13 +94,14 @@ def _without_add(ties: Ties, decision: Decision) -> Iterator[tuple[Ids, Floats]]
         if linear.bias_input is not None or linear.table:
             continue
         rows, columns = np.ravel(linear.rows.shift), linear.columns.shift
-        root, alpha, beta = ties.shift.find(columns)
-        for given in (hoped, ties.shift.known):
-            shift = np.nan_to_num(alpha * given[root] + beta)  # 0 as long as nobody asks for another
-            wanted = _rows_without_add(ties, linear, shift, dead)
-            vote = _one_vote(ties, np.concatenate([rows, columns]), np.concatenate([wanted, shift]), given)
-            if vote is not None:
-                yield vote
+        for given, weight in ((hoped, BIAS_VOTE), (ties.shift.known, BIAS_VOTE / 2)):
+            shift, _ = _nearest(ties, columns, np.zeros(columns.size), given)  # 0 as long as nobody asks for another
+            ids = np.concatenate([rows, columns])
+            wanted = np.concatenate([_rows_without_add(ties, linear, shift, dead), shift])
+            possible, first = _nearest(ties, ids, wanted, given)
+            if np.allclose(wanted, possible, rtol=1e-9, atol=1e-300):
+                vote = ids[first], wanted[first]
+                yield *vote, weight
                 root, alpha, beta = ties.shift.find(vote[0])
                 hoped[root] = np.where(np.isnan(hoped[root]), (vote[1] - beta) / alpha, hoped[root])
                 break
@@ -119,16 +121,15 @@ def _rows_without_add(ties: Ties, linear: Linear, columns: Floats, dead: list[De
     return wanted
 
 
-def _one_vote(ties: Ties, ids: Ids, wanted: Floats, given: Floats) -> tuple[Ids, Floats] | None:
-    """An id for each class with the value wanted of it; None if the unknowns can't all have what is wanted of them.
+def _nearest(ties: Ties, ids: Ids, wanted: Floats, given: Floats) -> tuple[Floats, Ids]:
+    """Values that the ids can have together: what is wanted of the first of each class; and where those are.
 
     given: of roots, NaN where any value will do.
     """
     root, alpha, beta = ties.shift.find(ids)
-    asked = (wanted - beta) / alpha
     _, first, index = np.unique(root, return_index=True, return_inverse=True)
-    possible = np.where(np.isnan(given[root]), asked[first][index], given[root])
-    return (ids[first], wanted[first]) if np.allclose(asked, possible, rtol=1e-9, atol=1e-300) else None
+    asked = ((wanted - beta) / alpha)[first][index]
+    return total(np.stack([alpha * np.where(np.isnan(given[root]), asked, given[root]), beta])), first
 
 
 def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
