@@ -1,7 +1,8 @@
 """A model in float64, run by ONNX's reference evaluator: the referee of every comparison.
 
 Where the evaluator is known to be wrong it is put right here: BatchNormalization of opsets 7 to 13 mixes batch
-statistics in, ConvTranspose mixes groups up (onnx 1.23).  Both were found by comparing with ONNX Runtime.
+statistics in, ConvTranspose mixes groups up (onnx 1.23).  Both were found by comparing with ONNX Runtime.  Local
+functions are inlined, since it doesn't use what is put right in them.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def as_float64(model: ModelProto) -> ModelProto:
     What a model computes from constants alone it still computes in its own type: folded weights are no better
     for being a chain of float16 nodes instead of an initializer.
     """
-    wide = settle_constants(model)
+    import onnx.inliner
+
+    wide = settle_constants(onnx.inliner.inline_local_functions(model) if model.functions else model)
     for tensor in all_tensors(wide):
         if tensor.data_type in ULP:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(float), tensor.name))

@@ -263,7 +263,8 @@ def _residual(
         size_c = np.maximum(rms_c, _rms(expected, axis))
         typical = float(np.median(noise_c[size_c > 0] / size_c[size_c > 0])) if (size_c > 0).any() else 0.0
         whole = float(np.sqrt(np.mean(size_c**2)))
-        least = np.full_like(size_c, unit if saturates else 2**-45 * whole)
+        # What is 0 to the bit (padding seen alone) needn't be so as the sum of a shift and what undoes it.
+        least = np.where(size_c > 0, unit if saturates else 2**-45 * whole, typical * whole)
         floor = np.maximum.reduce([noise_c, 0.5 * typical * size_c, unit * size_c, least])
         with np.errstate(divide="ignore", invalid="ignore"):
             r = np.where(floor > 0, _rms(error, axis) / floor, np.where(_rms(error, axis) > 0, np.inf, 0.0))
