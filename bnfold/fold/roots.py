@@ -8,6 +8,7 @@ waiting sum determines (its slack) are not chosen but solved for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from bnfold.fold.dead import DeadColumns
 from bnfold.fold.parameters import shifted
 from bnfold.fold.ties import Coordinates, Linear, Ties
 from bnfold.fold.union_find import Floats, Ids, UnionFind, total
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 # Votes, in tensors: one that would stay as it is counts 1, the output of a removed op decides ties, and
 # an Add that would have to be created outweighs any of them.
@@ -139,6 +142,7 @@ def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
 
     def vote(held: Coordinates, weight: float) -> None:
         flat = np.unique(getattr(held, kind))
+        flat = flat[_agree(ties, flat, kind)]
         ids.append(flat)
         weights.append(np.full(flat.size, weight))
 
@@ -154,6 +158,16 @@ def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
     if not ids:
         return np.zeros(0, np.int64), np.zeros(0)
     return np.concatenate(ids), np.concatenate(weights)
+
+
+def _agree(ties: Ties, ids: Ids, kind: str) -> Bools:
+    """Whether all ids of a class would stay as they are with one value of its root: if not, none of them has a say."""
+    root, alpha, beta = (ties.scale if kind == "scale" else ties.shift).find(ids)
+    wanted = 1 / alpha if kind == "scale" else -beta / alpha
+    _, first, index = np.unique(root, return_index=True, return_inverse=True)
+    apart = np.bincount(index, ~np.isclose(wanted, wanted[first][index], rtol=1e-9, atol=1e-300))
+    agree: Bools = (apart == 0)[index]
+    return agree
 
 
 def _elect(system: UnionFind, root: Ids, wanted: Floats, weight: Floats) -> None:
