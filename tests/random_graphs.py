@@ -187,6 +187,8 @@ class Builder:
                 tensor = self.tensors[name]
                 data[name] = tensor
                 types[name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+            elif name and name not in known:
+                raise Misfit(f"{name} is too large")
             elif name:
                 types[name] = helper.make_tensor_type_proto(ELEMENT.get(known[name].dtype, 7), known[name].shape)
         try:
@@ -252,6 +254,8 @@ def _overridable(choices: Choices, model: ModelProto) -> None:
     old = model.opset_import[0].version < 9 and not model.functions and chance(choices, 2)
     model.ir_version = 3 if old else model.ir_version
     settings = {name for node in model.graph.node if node.op_type in UNMOVED for name in node.input[1:]}
+    views = [node for node in model.graph.node if node.op_type == "Identity"]
+    settings |= {node.input[0] for node in views if node.output[0] in settings}
     for tensor in model.graph.initializer:
         if old or (tensor.data_type in ULP and tensor.name not in settings and chance(choices, 2)):
             model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))

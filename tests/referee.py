@@ -1,7 +1,8 @@
 """A model in float64, run by ONNX's reference evaluator: the referee of every comparison.
 
 Where the evaluator is known to be wrong it is put right here: BatchNormalization of opsets 7 to 13 mixes batch
-statistics in, ConvTranspose mixes groups up (onnx 1.23).  Both were found by comparing with ONNX Runtime.
+statistics in, ConvTranspose mixes groups up (onnx 1.23).  Both were found by comparing with ONNX Runtime.  Local
+functions are inlined, since it doesn't use what is put right in them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _batch_normalization() -> Any:
         def _run(self, x: Array, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float | None = None,
                  is_test: int | None = None, momentum: float | None = None, spatial: int | None = None,
                  training_mode: int | None = None, consumed_inputs: Any = None) -> tuple[Array, ...]:  # fmt: skip
-            channel = (1, -1, *(1,) * (x.ndim - 2)) if spatial != 0 else (1, *x.shape[1:])
+            channel = (1, *x.shape[1:2], *(1,) * (x.ndim - 2)) if spatial != 0 else (1, *x.shape[1:])
             eps = np.float32(1e-5 if epsilon is None else epsilon)  # an attribute is a float32
             statistics = (mean, var)
             if training_mode or (self.run_params["opsets"][""] < 7 and not is_test):
@@ -68,6 +69,7 @@ def _conv_transpose() -> Any:
                  group: int | None = None, kernel_shape: Any = None, output_padding: Any = None,
                  output_shape: Any = None, pads: Any = None, strides: Any = None) -> tuple[Array]:  # fmt: skip
             assert auto_pad in (None, "NOTSET") and output_shape is None, "not needed by any probe"
+            assert x.shape[1] == w.shape[0], "one channel would be broadcast to several"
             rank, groups = x.ndim - 2, group or 1
             strides, dilations = strides or [1] * rank, dilations or [1] * rank
             pads, extra = pads or [0] * 2 * rank, output_padding or [0] * rank
@@ -95,7 +97,9 @@ def as_float64(model: ModelProto) -> ModelProto:
     What a model computes from constants alone it still computes in its own type: folded weights are no better
     for being a chain of float16 nodes instead of an initializer.
     """
-    wide = settle_constants(model)
+    import onnx.inliner
+
+    wide = settle_constants(onnx.inliner.inline_local_functions(model) if model.functions else model)
     for tensor in all_tensors(wide):
         if tensor.data_type in ULP:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(float), tensor.name))

@@ -57,6 +57,15 @@ def test_referee_agrees_with_onnxruntime(probe: Probe) -> None:
             np.testing.assert_allclose(native[name], expected, rtol=0, atol=unit * largest)
 
 
+@pytest.mark.parametrize("text", ["x[1,N,3] -> y | y = BN1(x)", "x[1,N,3] -> y | y = ConvTranspose(x, w[1,2,1])"])
+def test_referee_refuses_other_numbers_of_channels(text: str) -> None:
+    """One channel's parameters were broadcast to two: no model, so that a right fold gave something else."""
+    probe = Probe("one-channel", "", text)
+    for feeds in probe.batches():
+        with pytest.raises((AssertionError, ValueError)):
+            run_float64(probe.model(), feeds)
+
+
 @pytest.mark.parametrize("ulps", [1, 64, 1024])
 def test_judge_sees_what_rounding_cannot_explain(ulps: int) -> None:
     probe = by_name["conv-2d"]

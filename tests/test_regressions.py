@@ -157,6 +157,18 @@ ADDS = [
     Probe("bias-where-an-add-is-anyway", "",
           "x[N,4,2] -> y | e = ReduceSum<keepdims=1>(x, ax:int64[1]={2}); g = BN4(e); m = MatMul(w[4,4], g);"
           "n = MatMul(u[4,4], m); f = Unsqueeze(n, az:int64[1]={1}); y = BN1(f)"),
+    # the first MatMul asks for a shift with which it needs no Add; the next one took that for 0, and kept its own
+    Probe("bias-known-to-the-next", "",
+          "x[N,1,1] -> y | h = MatMul(x, w[1,2]); g = BN1(h); m = MatMul(g, v[2,2]); a = Add(m, k[2]);"
+          "n = MatMul(a, u[2,2]); y = Add(n, l[2])"),
+    # the shifts in front of the second MatMul and behind it are one unknown: it asked for 0 on both sides
+    Probe("bias-on-both-sides-is-one", "",
+          "x[N,3,2] -> y | g = BN3(x); m = MatMul(w[1,1,3], g); r = ReduceSum(m, ax:int64[2]={1,-1}); e = BN1(r);"
+          "n = MatMul(e, v[1,1]); y = Sum(n, m)"),
+    # columns that can't be 0 together can still be what the rows let pass
+    Probe("bias-that-columns-share", "",
+          "x[4,3,2] -> y | h = Conv(x, c[4,3,1]); t = Transpose<perm=[1,2,0]>(h); g = BN2(t); m = MatMul(w[4,2], g);"
+          "y = Conv(m, u[2,4,1])"),
     # the shift of one BN, half removed, went through the sum into the other's MatMul: an Add more than before
     Probe("add-beyond-a-sum", "",
           "x[N,4,6] -> y, z | a = BN4+(x); b = BN4+(x); y = MatMul(w[1,2,4], b); z = Add(a, b)", 2),

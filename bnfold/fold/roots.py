@@ -8,6 +8,7 @@ waiting sum determines (its slack) are not chosen but solved for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from bnfold.fold.accept import Decision
 from bnfold.fold.dead import DeadColumns
 from bnfold.fold.parameters import shifted
 from bnfold.fold.ties import Coordinates, Linear, Ties
-from bnfold.fold.union_find import Floats, Ids, UnionFind
+from bnfold.fold.union_find import Floats, Ids, UnionFind, total
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 # Votes, in tensors: one that would stay as it is counts 1, the output of a removed op decides ties, and
 # an Add that would have to be created outweighs any of them.
@@ -62,10 +65,10 @@ def _choose_shifts(ties: Ties, decision: Decision) -> None:
     system.compress()
     ids, weights = _voters(ties, decision, "shift")
     values = np.zeros(len(ids))
-    for part, value in _without_add(ties, decision):
+    for part, value, weight in _without_add(ties, decision):
         ids = np.concatenate([ids, part])
         values = np.concatenate([values, value])
-        weights = np.concatenate([weights, np.full(part.size, BIAS_VOTE)])
+        weights = np.concatenate([weights, np.full(part.size, weight)])
     root, alpha, beta = system.find(ids)
     slack = ties.sums.slack()
     free = np.isnan(system.known[root]) & ~np.isin(root, slack)
@@ -82,37 +85,54 @@ def _choose_shifts(ties: Ties, decision: Decision) -> None:
         system.pin(rest, 0.0)
 
 
-def _without_add(ties: Ties, decision: Decision) -> Iterator[tuple[Ids, Floats]]:
-    """Shifts (ids, values) with which MatMuls need no Add behind them: t_o = a W t_i - b in all rows at once."""
+def _without_add(ties: Ties, decision: Decision) -> Iterator[tuple[Ids, Floats, float]]:
+    """Shifts (ids, values) with which MatMuls need no Add behind them, t_o = a W t_i - b in all rows, and their weight.
+
+    In topological order: each takes for granted what those before it have asked for.  Where it can't, it asks for
+    what suits it alone, and it takes two such to outvote one before.
+    """
     dead = [entry for entries in decision.dead.values() for entry in entries if isinstance(entry, DeadColumns)]
+    hoped = ties.shift.known.copy()
     for linear in ties.linears:
         if linear.bias_input is not None or linear.table:
             continue
-        columns = np.nan_to_num(ties.shift.values(linear.columns.shift))  # 0 as long as nobody asks for another
-        for entry in dead:
-            if entry.linear is linear:
-                columns[entry.columns] = -entry.constant
-        weight = ties.array(linear.weight)
-        assert weight is not None
-        wanted = shifted(linear, columns, weight)
-        if linear.chain is not None:
-            wanted = rows_of(linear, linear.chain.a) * wanted - rows_of(linear, linear.chain.b)
-        rows = _one_vote(ties, np.ravel(linear.rows.shift), wanted)
-        if rows is None:
-            continue
-        yield rows
-        if linear.chain is None and (vote := _one_vote(ties, linear.columns.shift, np.zeros(columns.size))) is not None:
-            yield vote
+        rows, columns = np.ravel(linear.rows.shift), linear.columns.shift
+        for given, weight in ((hoped, BIAS_VOTE), (ties.shift.known, BIAS_VOTE / 2)):
+            shift, _ = _nearest(ties, columns, np.zeros(columns.size), given)  # 0 as long as nobody asks for another
+            ids = np.concatenate([rows, columns])
+            wanted = np.concatenate([_rows_without_add(ties, linear, shift, dead), shift])
+            possible, first = _nearest(ties, ids, wanted, given)
+            if np.allclose(wanted, possible, rtol=1e-9, atol=1e-300):
+                vote = ids[first], wanted[first]
+                yield *vote, weight
+                root, alpha, beta = ties.shift.find(vote[0])
+                hoped[root] = np.where(np.isnan(hoped[root]), (vote[1] - beta) / alpha, hoped[root])
+                break
 
 
-def _one_vote(ties: Ties, ids: Ids, wanted: Floats) -> tuple[Ids, Floats] | None:
-    """An id for each class with the value wanted of it; None if the unknowns can't all have what is wanted of them."""
+def _rows_without_add(ties: Ties, linear: Linear, columns: Floats, dead: list[DeadColumns]) -> Floats:
+    """a W t_i - b for each row."""
+    columns = columns.copy()
+    for entry in dead:
+        if entry.linear is linear:
+            columns[entry.columns] = -entry.constant
+    weight = ties.array(linear.weight)
+    assert weight is not None
+    wanted = shifted(linear, columns, weight)
+    if linear.chain is not None:
+        wanted = rows_of(linear, linear.chain.a) * wanted - rows_of(linear, linear.chain.b)
+    return wanted
+
+
+def _nearest(ties: Ties, ids: Ids, wanted: Floats, given: Floats) -> tuple[Floats, Ids]:
+    """Values that the ids can have together: what is wanted of the first of each class; and where those are.
+
+    given: of roots, NaN where any value will do.
+    """
     root, alpha, beta = ties.shift.find(ids)
-    asked = (wanted - beta) / alpha
     _, first, index = np.unique(root, return_index=True, return_inverse=True)
-    known = ties.shift.known[root]
-    possible = np.where(np.isnan(known), asked[first][index], known)
-    return (ids[first], wanted[first]) if np.allclose(asked, possible, rtol=1e-9, atol=1e-300) else None
+    asked = ((wanted - beta) / alpha)[first][index]
+    return total(np.stack([alpha * np.where(np.isnan(given[root]), asked, given[root]), beta])), first
 
 
 def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
@@ -122,6 +142,7 @@ def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
 
     def vote(held: Coordinates, weight: float) -> None:
         flat = np.unique(getattr(held, kind))
+        flat = flat[_agree(ties, flat, kind)]
         ids.append(flat)
         weights.append(np.full(flat.size, weight))
 
@@ -137,6 +158,16 @@ def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
     if not ids:
         return np.zeros(0, np.int64), np.zeros(0)
     return np.concatenate(ids), np.concatenate(weights)
+
+
+def _agree(ties: Ties, ids: Ids, kind: str) -> Bools:
+    """Whether all ids of a class would stay as they are with one value of its root: if not, none of them has a say."""
+    root, alpha, beta = (ties.scale if kind == "scale" else ties.shift).find(ids)
+    wanted = 1 / alpha if kind == "scale" else -beta / alpha
+    _, first, index = np.unique(root, return_index=True, return_inverse=True)
+    apart = np.bincount(index, ~np.isclose(wanted, wanted[first][index], rtol=1e-9, atol=1e-300))
+    agree: Bools = (apart == 0)[index]
+    return agree
 
 
 def _elect(system: UnionFind, root: Ids, wanted: Floats, weight: Floats) -> None:

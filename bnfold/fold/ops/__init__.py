@@ -6,7 +6,8 @@
     elementwise  Relu and its kin, odd functions
     pooling      MaxPool, AveragePool, reductions, Resize
     arithmetic   Add, Mul, Max … of computed values
-    layout       everything that only moves elements about
+    layout       Transpose, Reshape, Expand …: every element stays, in another place or in several
+    slicing      Split, Slice, Concat, Pad …: parts are taken or joined
 
 Ops in none of them fix all that they touch.
 """
@@ -16,4 +17,4 @@ from __future__ import annotations
 
 def load() -> None:
     """Register all rules."""
-    from bnfold.fold.ops import affine, arithmetic, elementwise, layout, linear, pooling, recurrent  # noqa: F401
+    from bnfold.fold.ops import affine, arithmetic, elementwise, layout, linear, pooling, recurrent, slicing  # noqa: F401

@@ -268,10 +268,10 @@ def _batched_columns(
 
 @rule("Gather")
 def gather(ties: Ties, node: Node) -> bool:
-    """An embedding, Gather(table, ids) along axis 0: s * (table + t) per column.  Else it is a layout op."""
+    """An embedding, Gather(table, ids) along axis 0: s * (table + t) per column.  Else parts are taken."""
     table, output = node.input(0), node.output()
     if table is None or output is None or not ties.is_constant(table):
-        from bnfold.fold.ops.layout import gather_elements
+        from bnfold.fold.ops.slicing import gather_elements
 
         return gather_elements(ties, node)
     if ties.is_constant(node.input(1)) or int(node.attribute("axis", 0)) != 0:
