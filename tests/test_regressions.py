@@ -63,6 +63,20 @@ SIDES = [
           values={"g_gamma": [1.0, 1.0, 0.0, 1.0]}),
 ]  # fmt: skip
 
+SIZES = [
+    # from 0 down to 6 before the end: nothing at the sizes that shapes are inferred with, one column at smaller ones
+    Probe("slice-not-always-empty", "",
+          "x[2,3,4,N] -> y | h = Conv(x, w[4,3,1,1]); s = Slice(h, b:int64[1]={0}, e:int64[1]={-6}, ax:int64[1]={3},"
+          "st:int64[1]={-2}); c = Concat<axis=3>(s, s); y = BN4(c)"),
+    # the first 32 columns may be fewer: no constant can be a number of columns
+    Probe("slice-not-always-full", "",
+          "x[2,3,4,N] -> y | h = Conv(x, w[4,3,1,1]); s = Slice(h, b:int64[1]={0}, e:int64[1]={32}, ax:int64[1]={3});"
+          "r = ReduceSum(s, az:int64[1]={3}); y = BN4(r)", 1),
+    Probe("shape-of-a-slice", "",
+          "x[2,3,4,N] -> y | h = Conv(x, w[4,3,1,1]); s = Slice(h, b:int64[1]={0}, e:int64[1]={32}, ax:int64[1]={3});"
+          "r = ReduceSum(s, az:int64[1]={3}); n = Shape<start=3>(s); f = Cast<to=1>(n); y = Div(r, f)", 1),
+]  # fmt: skip
+
 DEAD = [
     # a dead channel along an axis that MatMul sums beside: made even, one channel stood for all
     Probe("dead-beside-matmul-first", "", "x[N,3,4] -> y | h = BN3(x); y = MatMul(h, w[4,5])", 1,
@@ -174,7 +188,7 @@ ADDS = [
           "x[N,4,6] -> y, z | a = BN4+(x); b = BN4+(x); y = MatMul(w[1,2,4], b); z = Add(a, b)", 2),
 ]  # fmt: skip
 
-CASES = [*RANKS, *SIDES, *DEAD, *KEPT, *NUMBERS, *ADDS, *OUTSIDE]
+CASES = [*RANKS, *SIDES, *SIZES, *DEAD, *KEPT, *NUMBERS, *ADDS, *OUTSIDE]
 
 
 @pytest.mark.parametrize("probe", CASES, ids=lambda probe: probe.name)
