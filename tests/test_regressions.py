@@ -183,6 +183,9 @@ ADDS = [
     Probe("bias-that-columns-share", "",
           "x[4,3,2] -> y | h = Conv(x, c[4,3,1]); t = Transpose<perm=[1,2,0]>(h); g = BN2(t); m = MatMul(w[4,2], g);"
           "y = Conv(m, u[2,4,1])"),
+    # a shift with a value has one class with the identity: nobody was asked for the Add that a half removed BN makes
+    Probe("add-for-half-a-removal", "",
+          "x[N,1,3] -> y | f = Floor(x); g = BN1(f); s = Sub(f, g); y = MatMul(s, w[3,2])", 1),
     # the shift of one BN, half removed, went through the sum into the other's MatMul: an Add more than before
     Probe("add-beyond-a-sum", "",
           "x[N,4,6] -> y, z | a = BN4+(x); b = BN4+(x); y = MatMul(w[1,2,4], b); z = Add(a, b)", 2),
