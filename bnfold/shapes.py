@@ -2,8 +2,8 @@
 
 ONNX's shape inference and the evaluation of constants alternate until nothing new is known.  A
 model with symbolic dimensions is analysed twice, as copies with two different sizes for each of
-them; what agrees in both is static, what differs depends on the symbol.  Everything here is
-lazy: a plain chain of Conv and BatchNormalization never asks for a shape.
+them; what agrees in both, and with size 1 as far as that goes, is static, what differs depends on
+the symbol.  Everything here is lazy: a plain chain of Conv and BatchNormalization never asks for a shape.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from bnfold.model_file import LoadedModel, structure
 
 # Sizes given to symbolic dimensions in the two analyses.  The first axis is nearly always the batch; other
 # axes are images or sequences that have to survive strides of up to 32 and meet again in a Concat.
-BATCH_SIZES = (2, 3)
-OTHER_SIZES = (64, 96)
+BATCH_SIZES = (2, 3, 1)
+OTHER_SIZES = (64, 96, 1)
+SMALL = 2  # the last of them, too small for many ops, only contradicts: the first 32 of a sequence may be fewer
 # Inference and evaluation alternate; real files need two rounds, a chain of reshapes a few more.
 MAX_ROUNDS = 6
 
@@ -51,14 +52,23 @@ class Shapes:
         self._scope_of: dict[int, str] = {}
 
     @cached_property
-    def _analyses(self) -> tuple[_Analysis, ...]:
-        symbolic = any(
+    def _symbolic(self) -> bool:
+        return any(
             not dim.HasField("dim_value") or dim.dim_value <= 0
             for info in self._model.proto.graph.input
             for dim in info.type.tensor_type.shape.dim
         )
-        cases = range(2) if symbolic else range(1)
-        return tuple(_analyse(self._graph, self._model, case, self._keep_overridable) for case in cases)
+
+    @cached_property
+    def _analyses(self) -> tuple[_Analysis, ...]:
+        return tuple(self._analysis(case) for case in range(SMALL if self._symbolic else 1))
+
+    @cached_property
+    def _small(self) -> _Analysis:
+        return self._analysis(SMALL) if self._symbolic else self._analyses[0]
+
+    def _analysis(self, case: int) -> _Analysis:
+        return _analyse(self._graph, self._model, case, self._keep_overridable)
 
     def cases(self, scope: Scope, value: Value) -> list[Dims | None]:
         """The value's shape in each analysis (one, or two where dimensions are symbolic)."""
@@ -70,10 +80,16 @@ class Shapes:
         first = cases[0]
         if first is None or any(case is None or len(case) != len(first) for case in cases):
             return None
-        return tuple(
-            size if all(case is not None and case[axis] == size for case in cases) else None
-            for axis, size in enumerate(first)
-        )
+        small = _dims(self._small, scope, value)
+        if small is None or len(small) != len(first):
+            small = first
+
+        def static(axis: int) -> bool:
+            """0 is what a Slice leaves of some sizes, or inference of an op that is too large for size 1."""
+            seen = {size for case in cases if case is not None for size in case[axis : axis + 1]}
+            return len(seen) == 1 and not seen & {0, None} and small[axis] in (None, 0, *seen)
+
+        return tuple(size if static(axis) else None for axis, size in enumerate(first))
 
     def rank(self, scope: Scope, value: Value) -> int | None:
         """The number of dimensions, None if unknown."""

@@ -63,6 +63,20 @@ SIDES = [
           values={"g_gamma": [1.0, 1.0, 0.0, 1.0]}),
 ]  # fmt: skip
 
+SIZES = [
+    # from 0 down to 6 before the end: nothing at the sizes that shapes are inferred with, one column at smaller ones
+    Probe("slice-not-always-empty", "",
+          "x[2,3,4,N] -> y | h = Conv(x, w[4,3,1,1]); s = Slice(h, b:int64[1]={0}, e:int64[1]={-6}, ax:int64[1]={3},"
+          "st:int64[1]={-2}); c = Concat<axis=3>(s, s); y = BN4(c)"),
+    # the first 32 columns may be fewer: no constant can be a number of columns
+    Probe("slice-not-always-full", "",
+          "x[2,3,4,N] -> y | h = Conv(x, w[4,3,1,1]); s = Slice(h, b:int64[1]={0}, e:int64[1]={32}, ax:int64[1]={3});"
+          "r = ReduceSum(s, az:int64[1]={3}); y = BN4(r)", 1),
+    Probe("shape-of-a-slice", "",
+          "x[2,3,4,N] -> y | h = Conv(x, w[4,3,1,1]); s = Slice(h, b:int64[1]={0}, e:int64[1]={32}, ax:int64[1]={3});"
+          "r = ReduceSum(s, az:int64[1]={3}); n = Shape<start=3>(s); f = Cast<to=1>(n); y = Div(r, f)", 1),
+]  # fmt: skip
+
 DEAD = [
     # a dead channel along an axis that MatMul sums beside: made even, one channel stood for all
     Probe("dead-beside-matmul-first", "", "x[N,3,4] -> y | h = BN3(x); y = MatMul(h, w[4,5])", 1,
@@ -169,12 +183,15 @@ ADDS = [
     Probe("bias-that-columns-share", "",
           "x[4,3,2] -> y | h = Conv(x, c[4,3,1]); t = Transpose<perm=[1,2,0]>(h); g = BN2(t); m = MatMul(w[4,2], g);"
           "y = Conv(m, u[2,4,1])"),
+    # a shift with a value has one class with the identity: nobody was asked for the Add that a half removed BN makes
+    Probe("add-for-half-a-removal", "",
+          "x[N,1,3] -> y | f = Floor(x); g = BN1(f); s = Sub(f, g); y = MatMul(s, w[3,2])", 1),
     # the shift of one BN, half removed, went through the sum into the other's MatMul: an Add more than before
     Probe("add-beyond-a-sum", "",
           "x[N,4,6] -> y, z | a = BN4+(x); b = BN4+(x); y = MatMul(w[1,2,4], b); z = Add(a, b)", 2),
 ]  # fmt: skip
 
-CASES = [*RANKS, *SIDES, *DEAD, *KEPT, *NUMBERS, *ADDS, *OUTSIDE]
+CASES = [*RANKS, *SIDES, *SIZES, *DEAD, *KEPT, *NUMBERS, *ADDS, *OUTSIDE]
 
 
 @pytest.mark.parametrize("probe", CASES, ids=lambda probe: probe.name)

@@ -100,9 +100,9 @@ def class_keys(ties: Ties, held: Coordinates) -> set[tuple[str, int]]:
     keys: set[tuple[str, int]] = set()
     for name, system, ids in (("scale", ties.scale, held.scale), ("shift", ties.shift, held.shift)):
         flat = np.unique(ids)
-        identity = int(system.find(np.zeros(1, np.int64))[0][0])
-        both = np.concatenate([flat, system.find(flat)[0]])
-        keys.update((name, key) for key in both.tolist() if key not in (0, identity))
+        identity = int(system.find(np.zeros(1, np.int64))[0][0])  # may be an unknown that a BN has tied to it
+        classes = set(system.find(flat)[0].tolist()) - {identity}
+        keys.update((name, key) for key in (classes | set(flat.tolist())) - {0})
     return keys
 
 

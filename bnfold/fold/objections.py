@@ -9,6 +9,7 @@ import numpy as np
 
 from bnfold.errors import quoted
 from bnfold.fold.accept import BOTH, Refusal
+from bnfold.fold.account import class_keys
 from bnfold.fold.plan import Plan
 from bnfold.fold.ties import Affine, Coordinates, Ties
 from bnfold.fold.union_find import Floats
@@ -93,9 +94,7 @@ def _groups(asked: dict[Affine, set[Node]]) -> list[list[Affine]]:
 
 def _shift_keys(ties: Ties, held: Coordinates) -> set[int]:
     """The ids of a value's shifts and their classes, but for the identity's."""
-    ids = np.ravel(held.shift)
-    identity = int(ties.shift.find(np.zeros(1, np.int64))[0][0])
-    return set(np.concatenate([np.unique(ids), np.unique(ties.shift.find(ids)[0])]).tolist()) - {0, identity}
+    return {key for kind, key in class_keys(ties, held) if kind == "shift"}
 
 
 def _drowned(plan: Plan, largest: float) -> dict[Node, Refusal]:
