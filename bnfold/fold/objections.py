@@ -21,7 +21,7 @@ FLOAT16_SPREAD = 256.0
 
 # A shift of so many times a value's own size (|mean| + standard deviation, as BN has measured them) costs others that
 # read the value log2 of it in bits.  121 removed BN of 133 models stay below 3.1; nearly dead channels ask for 10^6.
-LARGEST_SHIFT = 32.0
+LARGEST_SHIFT = 8.0
 
 
 def objections(plan: Plan, largest_shift: float = LARGEST_SHIFT) -> dict[Node, Refusal]:
