@@ -16,9 +16,10 @@ from bnfold.model_file import LoadedModel, to_proto, wrap
 from bnfold.verify import comparison, criterion, native
 from bnfold.verify.comparison import Comparison, OutputReport, SegmentReport
 from bnfold.verify.criterion import Reading
+from bnfold.verify.data import from_file
 from bnfold.verify.discrete import judge_discrete
-from bnfold.verify.examine import Batch, Examination, examine
-from bnfold.verify.inputs import Samples, drawn, from_file
+from bnfold.verify.examine import Batches, Examination, examine
+from bnfold.verify.inputs import Samples, drawn
 from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import PROVIDERS, CannotRun, available_providers, optimised_by_runtime
 from bnfold.verify.segments import Segment
@@ -134,11 +135,7 @@ class _Judge:
 
     def __init__(self, a: ModelProto, b: ModelProto, samples: Samples, result: Comparison) -> None:
         self.a, self.b, self.result = a, b, result
-        names = result.signature.input_names
-        self.batches = [
-            Batch(batch, {names[name]: value for name, value in batch.items() if name in names})
-            for batch in samples.batches
-        ]
+        self.batches = Batches(samples.batches, result.signature.input_names)
         self.notes = list(result.notes)
         self.outputs: tuple[OutputReport, ...] = ()
 
@@ -149,7 +146,8 @@ class _Judge:
             return self._end(comparison.DIFFERENT, problem)
         try:
             log.info("converting to float64")
-            a, b = Side(self.a, self.batches[0].a), Side(self.b, self.batches[0].b)
+            first = self.batches[0]
+            a, b = Side(self.a, first.a), Side(self.b, first.b)
             found = examine(a, b, self.result.signature.output_names, self.batches, self._seed)
             flips = judge_discrete(a, b, self.result.signature.output_names, self.batches, found, self._seed)
         except CannotRun as why:
@@ -179,7 +177,7 @@ class _Judge:
         log.info("running both in their own types")
         try:
             found = native.run_natively(
-                self.a, self.b, self.result.signature, [batch.a for batch in self.batches], providers,
+                self.a, self.b, self.result.signature, self.batches.a, providers,
                 settings["optimized"], judged,
             )  # fmt: skip
         except CannotRun as why:
@@ -197,8 +195,7 @@ class _Judge:
         from bnfold.verify.runtime import Runner
 
         try:
-            for batch in self.batches[:1]:
-                Runner(self.a).run(batch.a)
+            Runner(self.a).run(self.batches.a[0])
         except CannotRun:
             self.notes.append(f"not run in its own type, where an overflow would show: {why}")
             return ""

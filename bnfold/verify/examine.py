@@ -9,7 +9,7 @@ where a segment reacts to nothing (a saturated softmax): what is off inside of i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bnfold.verify.criterion import BLIND, EQUAL, Reading
@@ -30,6 +30,28 @@ class Batch:
 
     a: Feeds
     b: Feeds
+
+
+class Batches:
+    """Inputs of both models, batch by batch; where they come from a file, one batch is in memory.
+
+    Args:
+        a: inputs of A.
+        names: of B's inputs, by A's.
+    """
+
+    def __init__(self, a: Sequence[Feeds], names: Mapping[str, str]) -> None:
+        self.a, self.names = a, names
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def __getitem__(self, index: int) -> Batch:
+        feeds = self.a[index]
+        return Batch(feeds, {self.names[name]: value for name, value in feeds.items() if name in self.names})
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
 
 
 @dataclass
@@ -61,7 +83,7 @@ def counts(pair: Pair) -> bool:
     return pair.basis != "coordinates"
 
 
-def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch], seed: int) -> Examination:
+def examine(a: Side, b: Side, outputs: dict[str, str], batches: Batches, seed: int) -> Examination:
     """Pair, cut, measure.
 
     Args:
@@ -76,8 +98,9 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
     log.info("pairing %d values", len(a.floats))
     total = sum(a.nbytes(name) for name in a.floats)
     known: Feeds | None = {} if total <= HELD and len(batches) == 1 else None
-    sketches_a, over_a = _sketches(a, batches[0].a, False, known)
-    sketches_b, over_b = _sketches(b, batches[0].b, True, None)
+    first = batches[0]
+    sketches_a, over_a = _sketches(a, first.a, False, known)
+    sketches_b, over_b = _sketches(b, first.b, True, None)
     shown = {left: right for left, right in outputs.items() if left in sketches_a and right in sketches_b}
     ends = [Pair(left, right, (), "output") for left, right in shown.items()]
     pairs = ends + pair_values(sketches_a, sketches_b, ends, SURE)
@@ -128,7 +151,7 @@ Found = dict[Pair, Item]
 class _Bench:
     """Where segments are measured, as often as it takes."""
 
-    def __init__(self, a: Side, b: Side, batches: Sequence[Batch], known: Feeds | None, seed: int) -> None:
+    def __init__(self, a: Side, b: Side, batches: Batches, known: Feeds | None, seed: int) -> None:
         self.a, self.b, self.batches, self.known, self.seed = a, b, batches, known, seed
         self._order = {name: place for place, name in enumerate(b.floats)}
 
