@@ -12,7 +12,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bnfold.verify.criterion import BLIND, EQUAL, Reading
+from bnfold.verify.alike import alike
+from bnfold.verify.criterion import BLIND, EQUAL, MORE_SEEDS, SEEDS, Reading
 from bnfold.verify.pairing import NEAR, SURE, Pair, Sketch, pair_coordinates, pair_places, pair_values, sketch
 from bnfold.verify.runtime import Feeds
 from bnfold.verify.segments import Segment, Segments
@@ -109,6 +110,8 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Batches, seed: i
     log.info("measuring %d segments", len(pairs))
     found = bench.measure(pairs + observed, None)
     pairs, found, taken_back = _second_thoughts(bench, pairs + observed, found)
+    if off := [segment.pair for segment, _ in _off(found)]:
+        found |= bench.measure(pairs, off, MORE_SEEDS)
     pairs = [pair for pair in pairs if counts(pair)]
     located = _off(found)
     blind = [] if located else _blind(bench, found)
@@ -153,18 +156,27 @@ class _Bench:
 
     def __init__(self, a: Side, b: Side, batches: Batches, known: Feeds | None, seed: int) -> None:
         self.a, self.b, self.batches, self.known, self.seed = a, b, batches, known, seed
+        self.inputs = {other: name for name, other in batches.names.items()}
+        self.pairs: Sequence[Pair] = ()
         self._order = {name: place for place, name in enumerate(b.floats)}
 
     def ordered(self, items: Iterable[Item]) -> list[Item]:
         """By the place of B's value among B's."""
         return sorted(items, key=lambda item: self._order.get(item[0].pair.b, 0))
 
-    def measure(self, pairs: Sequence[Pair], wanted: Sequence[Pair] | None) -> Found:
+    def measure(self, pairs: Sequence[Pair], wanted: Sequence[Pair] | None, seeds: int = SEEDS) -> Found:
         """Readings of some or all pairs, with both models cut at all of them."""
-        cut = Segments(self.a, self.b, pairs, wanted, self.seed)
+        self.pairs = [pair for pair in pairs if counts(pair)]
+        cut = Segments(self.a, self.b, pairs, wanted, self.seed, seeds)
         for batch in self.batches:
             cut.run(batch.a, batch.b, self.known)
         return {segment.pair: (segment, segment.reading()) for segment in cut.segments}
+
+
+    def same(self, segment: Segment) -> bool:
+        """Whether both models have the very same nodes there."""
+        ends = {pair.b: pair.a for pair in self.pairs} | self.inputs
+        return alike(self.a, self.b, segment, ends)
 
 
 def _off(found: Found) -> list[Item]:
@@ -216,11 +228,19 @@ def _leads_on(off: list[Item]) -> bool:
 
 
 def _finer(bench: _Bench, pairs: list[Pair], extra: list[Pair], coarse: list[Item]) -> Found:
-    """Some segments again, cut at less certain pairs inside of them as well."""
+    """Some segments again, cut at less certain pairs inside of them as well: those that are pairs."""
     inside_a = {name for segment, _ in coarse for node in segment.nodes_a for name in node.output}
     inside_b = {name for segment, _ in coarse for node in segment.nodes_b for name in node.output}
     extra = [pair for pair in extra if pair.a in inside_a and pair.b in inside_b]
-    return bench.measure([*pairs, *extra], [*extra, *(segment.pair for segment, _ in coarse)])
+    wanted = [*extra, *(segment.pair for segment, _ in coarse)]
+    found = bench.measure([*pairs, *extra], wanted)
+    for _ in range(ROUNDS):
+        gone = _between(found) & set(extra)  # what one is off by, another makes up for
+        if not gone:
+            break
+        extra, wanted = ([pair for pair in some if pair not in gone] for some in (extra, wanted))
+        found = bench.measure([*pairs, *extra], wanted)
+    return found
 
 
 def _blind(bench: _Bench, found: Found) -> list[Item]:
@@ -228,6 +248,7 @@ def _blind(bench: _Bench, found: Found) -> list[Item]:
     return [
         (segment, reading) for pair, (segment, reading) in found.items()
         if counts(pair) and reading.response < BLIND and reading.r <= EQUAL and _has_weights(segment, bench)
+        and not bench.same(segment)
     ]  # fmt: skip
 
 

@@ -61,12 +61,14 @@ class Segments:
         pairs: those to cut at, and those of other coordinates, which are only observed.
         wanted: those to measure; None: all.
         seed: of the noise.
+        seeds: how many runs it is measured by.
     """
 
     def __init__(
-        self, a: Side, b: Side, pairs: Sequence[Pair], wanted: Iterable[Pair] | None = None, seed: int = 0
-    ) -> None:
-        self.a, self.b, self.seed = a, b, seed
+        self, a: Side, b: Side, pairs: Sequence[Pair], wanted: Iterable[Pair] | None = None, seed: int = 0,
+        seeds: int = SEEDS,
+    ) -> None:  # fmt: skip
+        self.a, self.b, self.seed, self.seeds = a, b, seed, seeds
         self.pairs = pairs
         cuts = [pair for pair in pairs if pair.basis != "coordinates"]
         self.by_b = {pair.b: pair for pair in cuts}
@@ -89,7 +91,7 @@ class Segments:
         given_a, given_b = (own_a, own_b) if native else (double_a, double_b)
         return Segment(
             pair, frozenset(given_a & set(self.cut_a)), frozenset(given_b & set(self.cut_b)),
-            nodes_a, nodes_b, native, Tally(a.unit(pair.a)), Tally(a.unit(pair.a)),
+            nodes_a, nodes_b, native, Tally(a.unit(pair.a), self.seeds), Tally(a.unit(pair.a), self.seeds),
         )  # fmt: skip
 
     def run(self, feeds_a: Feeds, feeds_b: Feeds, known: Mapping[str, Array] | None = None, held: int = HELD) -> None:
@@ -169,7 +171,7 @@ class _Measurement:
         exact = {name: self.values[name] for name in names_a}
         if self.native or self.probing:
             exact = self._noisy(runner, feeds_a, given, None)
-        noisy = [self._noisy(runner, feeds_a, given, cut.seed + seed) for seed in range(SEEDS)]
+        noisy = [self._noisy(runner, feeds_a, given, cut.seed + seed) for seed in range(cut.seeds)]
         for segment in self.segments:
             self._add(segment, exact[segment.pair.a], found[segment.pair.b], [n[segment.pair.a] for n in noisy])
 
