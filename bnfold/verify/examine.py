@@ -23,6 +23,8 @@ log = logging.getLogger("bnfold")
 
 # How often pairs are taken back.
 ROUNDS = 3
+# A value inside of a segment that is so many times as far off is none of A's: later nodes make up for it.
+MADE_UP_FOR = 1000.0
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,15 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Batches, seed: i
     bench = _Bench(a, b, batches, known, seed)
     log.info("measuring %d segments", len(pairs))
     found = bench.measure(pairs + observed, None)
-    pairs, found, taken_back = _second_thoughts(bench, pairs + observed, found)
+    pairs, found, gone = _second_thoughts(bench, pairs + observed, found)
     if off := [segment.pair for segment, _ in _off(found)]:
         found |= bench.measure(pairs, off, MORE_SEEDS)
     pairs = [pair for pair in pairs if counts(pair)]
     located = _off(found)
     blind = [] if located else _blind(bench, found)
     if located or blind:
-        less_sure = pair_values(sketches_a, sketches_b, pairs, NEAR)
+        less_sure = gone if located else []  # they may be right: two bugs in a row look the same
+        less_sure = less_sure + pair_values(sketches_a, sketches_b, [*pairs, *less_sure], NEAR)
         less_sure += pair_places(a, b, [*pairs, *less_sure]) if located else []
         finer = _finer(bench, pairs, less_sure, located or blind)
         if located:
@@ -128,7 +131,8 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Batches, seed: i
             located = [] if blind else located
     kept = {pair: item for pair, item in found.items() if counts(pair) or item[1].r <= EQUAL}
     return Examination(
-        bench.ordered(kept.values()), bench.ordered(located), [item[0] for item in blind], taken_back,
+        bench.ordered(kept.values()), bench.ordered(located), [item[0] for item in blind],
+        0 if located else len(gone),
         "" if over_a else over_b,
     )  # fmt: skip
 
@@ -183,14 +187,14 @@ def _off(found: Found) -> list[Item]:
     return [(segment, reading) for pair, (segment, reading) in found.items() if counts(pair) and reading.r > EQUAL]
 
 
-def _second_thoughts(bench: _Bench, pairs: list[Pair], found: Found) -> tuple[list[Pair], Found, int]:
-    """Take back pairs that are off with another one behind them, and all between; how many were."""
-    taken_back = 0
+def _second_thoughts(bench: _Bench, pairs: list[Pair], found: Found) -> tuple[list[Pair], Found, list[Pair]]:
+    """Take back pairs that are off with another one behind them, and all between; which were."""
+    taken_back: list[Pair] = []
     for _ in range(ROUNDS):
         gone = _between(found) | _crossed(found)
         if not gone:
             break
-        taken_back += len(gone)
+        taken_back += gone
         pairs = [pair for pair in pairs if pair not in gone]
         names_a, names_b = {pair.a for pair in gone}, {pair.b for pair in gone}
         affected = [pair for pair in pairs if found[pair][0].given_a & names_a or found[pair][0].given_b & names_b]
@@ -233,9 +237,11 @@ def _finer(bench: _Bench, pairs: list[Pair], extra: list[Pair], coarse: list[Ite
     inside_b = {name for segment, _ in coarse for node in segment.nodes_b for name in node.output}
     extra = [pair for pair in extra if pair.a in inside_a and pair.b in inside_b]
     wanted = [*extra, *(segment.pair for segment, _ in coarse)]
+    least = min((reading.r for _, reading in coarse), default=0.0)
     found = bench.measure([*pairs, *extra], wanted)
     for _ in range(ROUNDS):
-        gone = _between(found) & set(extra)  # what one is off by, another makes up for
+        # what one is off by, another makes up for
+        gone = {pair for pair in _between(found) & set(extra) if found[pair][1].r > MADE_UP_FOR * least}
         if not gone:
             break
         extra, wanted = ([pair for pair in some if pair not in gone] for some in (extra, wanted))

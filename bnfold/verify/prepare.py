@@ -43,7 +43,7 @@ RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLik
 def prepare(model: LoadedModel) -> ModelProto:
     """A copy with local functions inlined and constants computed; initializers are no inputs any more.
 
-    Raises: ModelError if it is larger than 2 GiB.
+    Raises: TooLargeError if it is larger than 2 GiB.
     """
     proto = to_proto(model)
     if proto.functions:
