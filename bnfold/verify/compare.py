@@ -225,7 +225,7 @@ class _Judge:
         located = [_report(segment, reading, b) for segment, reading in found.located]
         first = located[0] if located else None
         self.notes += _notes(found)
-        worst, count = found.worst, len(segments)
+        worst, count = found.worst, sum(segment.basis != "coordinates" for segment in segments)
         if problem and worst <= criterion.EQUAL:
             return self._end(comparison.DIFFERENT, problem, segments)
         if worst > criterion.DIFFERENT:
@@ -235,7 +235,8 @@ class _Judge:
             return self._end(comparison.DIFFERENT, _off_by(first), segments, first)
         if worst > criterion.EQUAL:
             assert first is not None
-            reason = f"{_off_by(replace(first, r=min(first.r, worst)))}: more than rounding of single weights does, of the order of 1e-6"
+            off = _off_by(replace(first, r=min(first.r, worst)))
+            reason = f"{off}: more than rounding of single weights does, of the order of 1e-6"
             return self._end(comparison.ROUNDING, reason, segments, first)
         if found.blind:
             name = quoted(found.blind[0].pair.a)

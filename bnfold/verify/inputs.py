@@ -62,7 +62,8 @@ def drawn(model: ModelProto, seed: int) -> Samples:
         trouble = error
     for side in SIDES if _has_open_sides(model) else SIDES[:1]:
         batches = tuple(_draw(model, side, seed))
-        if runner is None:
+        # numpy's bfloat16 is unknown to ONNX Runtime's Python: here too the float64 form will tell
+        if runner is None or any(value.dtype.name == "bfloat16" for batch in batches for value in batch.values()):
             break
         try:
             for batch in batches:
