@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bnfold.verify.alike import alike
-from bnfold.verify.criterion import BLIND, EQUAL, MORE_SEEDS, SEEDS, Reading
+from bnfold.verify.criterion import BLIND, DIFFERENT, EQUAL, MISSED, MORE_SEEDS, SEEDS, Reading
 from bnfold.verify.pairing import NEAR, SURE, Pair, Sketch, pair_coordinates, pair_places, pair_values, sketch
 from bnfold.verify.runtime import Feeds
 from bnfold.verify.segments import Segment, Segments
@@ -112,7 +112,7 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Batches, seed: i
     log.info("measuring %d segments", len(pairs))
     found = bench.measure(pairs + observed, None)
     pairs, found, gone = _second_thoughts(bench, pairs + observed, found)
-    if off := [segment.pair for segment, _ in _off(found)]:
+    if off := [segment.pair for segment, reading in _off(found) if reading.r < MISSED * DIFFERENT]:
         found |= bench.measure(pairs, off, MORE_SEEDS)
     pairs = [pair for pair in pairs if counts(pair)]
     located = _off(found)
