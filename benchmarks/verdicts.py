@@ -1,6 +1,6 @@
 """What `bnfold verify` says of right and wrong pairs, beside what fixed tolerances say of them.
 
-    python benchmarks/verdicts.py [--models N] [--files GLOB] [--bugs N] [--log FILE]
+    python benchmarks/verdicts.py [--models N] [--minutes M] [--files GLOB] [--bugs N] [--log FILE]
 
 Over the real models and network skeletons, each: right pairs (our fold, as it is and renamed; the original re-saved,
 renamed, with Constant nodes, in channels-last layout; what the other tools that are installed make of it) and wrong
@@ -44,6 +44,7 @@ PEERS = ("onnxslim", "onnxsim", "onnxoptimizer", "onnxscript", "ORT basic")
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", type=int, help="only so many, spread over the list")
+    parser.add_argument("--minutes", type=float, help="take the models in a fixed shuffled order, none after so long")
     parser.add_argument("--files", help="glob of the files (default: every real model and every skeleton)")
     parser.add_argument("--bugs", type=int, default=len(BUGS), help="bugs a model, chosen by its name (default: all)")
     parser.add_argument("--max-mb", type=float, default=16, help="leave larger files out: this is not about size")
@@ -56,8 +57,11 @@ def main() -> int:
     if arguments.report:
         return report([json.loads(line) for line in Path(arguments.report).read_text().splitlines()])
     rows: list[dict[str, Any]] = []
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for path in _chosen(arguments.files, arguments.models):
+        for path in _chosen(arguments.files, arguments.models, arguments.minutes):
+            if arguments.minutes and time.perf_counter() - start > 60 * arguments.minutes:
+                break
             with ready(path, folder) as file:
                 if not arguments.files and file.stat().st_size > arguments.max_mb * 2**20:
                     continue
@@ -70,8 +74,10 @@ def main() -> int:
     return report(rows)
 
 
-def _chosen(pattern: str | None, count: int | None) -> list[Path]:
+def _chosen(pattern: str | None, count: int | None, minutes: float | None) -> list[Path]:
     found = files(pattern)
+    if minutes:
+        found = [found[place] for place in np.random.default_rng(0).permutation(len(found))]
     if count is None or count >= len(found):
         return found
     return [found[int(place)] for place in np.linspace(0, len(found) - 1, count)]

@@ -48,6 +48,10 @@ class ModelError(BnfoldError):
     """The model file or graph is not what it claims to be."""
 
 
+class TooLargeError(ModelError):
+    """The model doesn't fit into one protobuf message (2 GiB), and is wanted as one."""
+
+
 class ExternalDataError(ModelError):
     """A tensor kept outside of the model file can't be used."""
 

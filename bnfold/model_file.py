@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx import ModelProto, TensorProto
 
 from bnfold.atomic import Publication, check_output, data_names, write_failure
-from bnfold.errors import ModelError, OutputError
+from bnfold.errors import ModelError, OutputError, TooLargeError
 from bnfold.external import DataFolder, NewDataFile, clear_away, locations
 from bnfold.mapped import MappedFile, Refused, lookalike
 from bnfold.weights import LARGE, Source, Stored, Weights, demand_content, describe, external_unknown, where
@@ -104,11 +104,12 @@ def structure(model: LoadedModel) -> ModelProto:
 def to_proto(model: LoadedModel) -> ModelProto:
     """A copy of the model that holds all of its tensors.
 
-    Raises: ModelError if that takes more than 2 GiB, ExternalDataError if tensors are out of reach.
+    Raises: TooLargeError if that takes more than 2 GiB, ExternalDataError if tensors are out of reach.
     """
     _demand_within_reach(model)
     if sum(piece.nbytes for piece in _pieces(model, model.proto)) > MAX_FILE_SIZE:
-        raise ModelError("is larger than 2 GiB, which no protobuf can hold; save it to a file instead", file=model.path)
+        what = "is larger than 2 GiB, which no protobuf can hold; save it to a file instead"
+        raise TooLargeError(what, file=model.path)
     proto = ModelProto()
     proto.CopyFrom(model.proto)
     for tensor, _ in tensors(proto):

@@ -75,7 +75,10 @@ def _where(segment: SegmentReport) -> Iterator[render.Row]:
     if segment.channels:
         channels = ", ".join(map(str, segment.channels))
         more = f" and {segment.bad - len(segment.channels)} more" if segment.bad > len(segment.channels) else ""
-        yield "", f"channels {channels}{more} of {segment.count} (axis {segment.axis}), the worst first"
+        if segment.bad > 1:
+            yield "", f"channels {channels}{more} of {segment.count} (axis {segment.axis}), the worst first"
+        else:
+            yield "", f"channel {channels} of {segment.count} (axis {segment.axis})"
     if segment.batch_norms:
         names = ", ".join(map(quoted, segment.batch_norms[:3]))
         more = f" and {len(segment.batch_norms) - 3} more" if len(segment.batch_norms) > 3 else ""

@@ -7,9 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnfold.errors import OutputError, UsageError
+from bnfold.errors import OutputError, UsageError, quoted
 
 from . import render, verdict
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def run(
@@ -38,7 +40,7 @@ def run(
     elif a is not None or certificate is not None:
         raise UsageError("--check takes the files that the certificate names; leave the others out")
     files = [name for name in (certificate, junit, plot) if name is not None]
-    _demand_places(files, plot)
+    _demand_places(files, plot, [name for name in (a, b, data, check) if name is not None])
 
     with render.progress(quiet=quiet, verbose=verbose):
         import bnfold
@@ -82,13 +84,17 @@ def _demand_models(a: str | None, b: str | None, optimized: bool) -> None:
         raise UsageError("a second model is needed, or --optimized for what ONNX Runtime's optimiser makes of this one")
 
 
-def _demand_places(files: Sequence[str], plot: str | None) -> None:
+def _demand_places(files: Sequence[str], plot: str | None, inputs: Sequence[str]) -> None:
     """Soon, rather than after minutes of work: can the files be written?"""
     from importlib.util import find_spec
 
     if plot is not None and find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; pip install 'bnfold[plot]'")
+    if plot is not None and not plot.lower().endswith(PICTURES):
+        raise UsageError(f"--plot writes {', '.join(PICTURES)}, by the end of the name; {quoted(plot)} has another")
     for name in files:
+        if any(os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other) for other in inputs):
+            raise OutputError("is what is to be compared; choose another name", file=name)
         if not Path(name).absolute().parent.is_dir():
             raise OutputError("can't be written: its folder doesn't exist", file=name)
 

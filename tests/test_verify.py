@@ -246,6 +246,48 @@ def test_a_saturated_output_does_not_hide_a_bug() -> None:
     assert bnfold.verify(build(1), build(1.001)).verdict in ("different", "cannot tell")
 
 
+def test_the_same_nodes_are_equal_whatever_they_react_to() -> None:
+    """A head of zeros, as networks have it before training: no data would show its weights."""
+
+    def build(head: float) -> ModelProto:
+        text = "g (float[8, 4] x) => (float[8, 4] y) { a = MatMul (x, w)  b = Relu (a)  y = Gemm (b, h, c) }"
+        return parsed(text, w=normal(4, 4), h=np.full((4, 4), head, np.float32), c=np.zeros(4, np.float32))
+
+    found = bnfold.verify(build(0), build(0))
+    assert found.verdict == "equal", found.reason
+    assert bnfold.verify(build(0), build(1)).verdict == "different"
+
+
+def test_two_bugs_in_a_row_are_told_at_the_first() -> None:
+    def build(*factors: float) -> ModelProto:
+        text = """g (float[32, 4] x) => (float[32, 4] y)
+            { a = MatMul (x, u)  b = Relu (a)  c = MatMul (b, v)  d = Sigmoid (c)  e = MatMul (d, w)  y = Tanh (e) }"""
+        one, two, three = (normal(4, 4, seed=n) * np.float32(f) for n, f in enumerate((1, *factors)))
+        return parsed(text, u=one, v=two, w=three)
+
+    found = bnfold.verify(build(1, 1), build(1.001, 1.01))
+    assert found.verdict == "different"
+    assert found.first is not None and found.first.value == "c"
+    assert not any("look alike" in note for note in found.notes)
+
+
+def test_what_outputs_hide_is_said() -> None:
+    def build(factor: float) -> ModelProto:
+        text = "g (float[32, 4] x) => (float[32, 4] y) { a = MatMul (x, w)  b = Mul (a, k)  y = Add (b, x) }"
+        return parsed(text, w=normal(4, 4) * np.float32(factor), k=np.float32(1e-6))
+
+    found = bnfold.verify(build(1), build(1.0005))
+    assert found.verdict == "different"
+    assert found.notes[0].startswith("the outputs don't show it")
+
+
+def test_nan_in_both_is_said() -> None:
+    model = parsed("g (float[8, 4] x) => (float[8, 4] y) { a = Mul (x, k)  y = Sqrt (a) }", k=np.float32(2))
+    found = bnfold.verify(model, model)
+    assert found.verdict == "equal"
+    assert any("NaN or Inf" in note for note in found.notes)
+
+
 def test_unknown_operators_cannot_be_told() -> None:
     model = parsed("g (float[8, 4] x) => (float[8, 4] y) { y = Relu (x) }")
     model.opset_import.append(helper.make_opsetid("my", 1))

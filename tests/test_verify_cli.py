@@ -45,6 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = np.random.default_rng(0).standard_normal((40, columns)).astype(np.float32)
     np.savez(place / "data.npz", **{name.name: rows})
     np.savez(place / "wrong.npz", **{name.name: rows[:, :1]})
+    np.savez(place / "names.npz", image=rows, label=rows)
+    np.save(place / "one.npy", rows)
+    (place / "cut.npz").write_bytes((place / "data.npz").read_bytes()[:-40])
     return place
 
 
@@ -121,6 +124,10 @@ def test_certificates(run: Bnfold, folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     content["b"]["b.onnx"] = content["a"]["a.onnx"]
     (folder / "forged.json").write_text(json.dumps(content))
+    content["b"] = {"gone.onnx": "0" * 64}
+    (folder / "gone.json").write_text(json.dumps(content))
+    done = run("--check", "gone.json")
+    assert (done.returncode, done.stderr) == (2, "bnfold: gone.json: certifies 'gone.onnx', which isn't there\n")
     done = run("--check", "forged.json")
     assert done.returncode == 1
     assert done.stderr == "bnfold: forged.json: 'b.onnx' is not the file that was certified\n"
@@ -154,6 +161,19 @@ def test_plots(run: Bnfold, folder: Path) -> None:
         assert (folder / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+@pytest.mark.parametrize("other", ["b.onnx", "bug.onnx"])
+def test_pictures(folder: Path, suffix: str, other: str) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib draws them")
+    from bnfold.verify.plot import plot
+
+    found = bnfold.verify(folder / "a.onnx", folder / other)
+    plot(found, folder / f"picture{suffix}", "costs $2 and $3")  # which is no formula
+    content = (folder / f"picture{suffix}").read_bytes()
+    assert content.startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix])
+    assert len(content) > 5000
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -168,6 +188,11 @@ def test_plots(run: Bnfold, folder: Path) -> None:
         (["a.onnx", "b.onnx", "--data", "wrong.npz"], "wrong.npz: "),
         (["a.onnx", "b.onnx", "--provider-b", "tpu"], "'tpu' is no provider"),
         (["a.onnx", "b.onnx", "--junit", "nowhere/j.xml"], "its folder doesn't exist"),
+        (["a.onnx", "b.onnx", "--junit", "b.onnx"], "b.onnx: is what is to be compared"),
+        (["a.onnx", "b.onnx", "--data", "data.npz", "--certificate", "data.npz"], "data.npz: is what is to be"),
+        (["a.onnx", "b.onnx", "--data", "names.npz"], "names.npz: has no array for input"),
+        (["a.onnx", "b.onnx", "--data", "cut.npz"], "cut.npz: is no .npz file of plain arrays"),
+        (["a.onnx", "b.onnx", "--data", "one.npy"], "one.npy: is one array"),
         (["a.onnx", "b.onnx", "--seed", "-1"], "--seed"),
         (["--check", "a.onnx"], "a.onnx: is no certificate"),
         (["--check", "missing.json"], "missing.json"),

@@ -13,7 +13,7 @@ from onnx.parser import parse_model
 
 from bnfold.model_file import load
 from bnfold.verify.criterion import Tally, regressed, unlike
-from bnfold.verify.examine import Batch, examine
+from bnfold.verify.examine import Batches, examine
 from bnfold.verify.inputs import drawn
 from bnfold.verify.pairing import LAYOUTS, NEAR, Pair, pair_coordinates, pair_values, sketch
 from bnfold.verify.prepare import moved, prepare, weights
@@ -147,7 +147,8 @@ def test_a_verdict_in_windows_is_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     from bnfold.verify.segments import Segments
 
     model, feeds = side(MODEL)
-    batches, outputs = [Batch(feeds, feeds)], {name: name for name in ("logits",) if name in model.floats}
+    batches = Batches([feeds], {name: name for name in feeds})
+    outputs = {name: name for name in ("logits",) if name in model.floats}
     whole = examine(model, model, outputs, batches, 0)
     monkeypatch.setattr(module, "HELD", 5000)
     monkeypatch.setattr(Segments.run, "__defaults__", (None, 5000))

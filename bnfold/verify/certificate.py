@@ -69,6 +69,8 @@ def check(path: str | os.PathLike[str]) -> Comparison:
     known, folder = read(path), os.path.dirname(os.fspath(path)) or os.curdir
     for files in (known["a"], known["b"] or {}, known["data"] or {}):
         for name, sha in files.items():
+            if not os.path.isfile(os.path.join(folder, name)):
+                raise UsageError(f"certifies {quoted(name)}, which isn't there", file=os.fspath(path))
             if digest(os.path.join(folder, name)) != sha:
                 raise NotEquivalentError(f"{quoted(name)} is not the file that was certified", file=os.fspath(path))
     a, b, data = (

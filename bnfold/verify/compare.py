@@ -10,20 +10,24 @@ from typing import Any
 from onnx import ModelProto
 
 from bnfold._version import __version__
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import TooLargeError, UsageError, quoted
 from bnfold.frontends import naming, open_model
 from bnfold.model_file import LoadedModel, to_proto, wrap
 from bnfold.verify import comparison, criterion, native
 from bnfold.verify.comparison import Comparison, OutputReport, SegmentReport
 from bnfold.verify.criterion import Reading
+from bnfold.verify.data import from_file
 from bnfold.verify.discrete import judge_discrete
-from bnfold.verify.examine import Batch, Examination, examine
-from bnfold.verify.inputs import Samples, drawn, from_file
+from bnfold.verify.examine import Batches, Examination, examine
+from bnfold.verify.inputs import Samples, drawn
 from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import PROVIDERS, CannotRun, available_providers, optimised_by_runtime
 from bnfold.verify.segments import Segment
 from bnfold.verify.sides import Side
 from bnfold.verify.signature import compare_signatures, pinned
+
+# Outputs this near to each other (relative rms, in float32) show nothing.
+HIDDEN = 1e-6
 
 log = logging.getLogger("bnfold")
 
@@ -86,20 +90,35 @@ def compare_models(
     a: LoadedModel, b: LoadedModel, data: str | os.PathLike[str] | None, settings: Settings
 ) -> Comparison:
     """`verify`, of models that are open already."""
-    left = _prepared(a)
+    result = _by_signature(a.proto, b.proto, settings)
+    if result.verdict == comparison.DIFFERENT and not settings.optimized:
+        return result
     try:
+        left = _prepared(a)
         right = _optimised(b) if settings.optimized else _prepared(b)
+    except TooLargeError as error:
+        name = os.path.basename(error.file) if error.file else "one of them"
+        reason = f"{quoted(name)} is larger than 2 GiB, too large to be run in float64"
+        return replace(result, verdict=comparison.UNKNOWN, reason=reason)
     except CannotRun as why:
         raise UsageError(str(why), file=b.path) from None
-    signature = compare_signatures(left, right)
-    result = Comparison(comparison.UNKNOWN, "", signature, None, (), (), signature.notes, "", settings.to_dict())
-    if signature.differences:
-        return replace(result, verdict=comparison.DIFFERENT, reason=signature.differences[0])
+    result = _by_signature(left, right, settings)
+    if result.verdict == comparison.DIFFERENT:
+        return result
+    signature = result.signature
     try:
         samples = drawn(pinned(left, signature), settings.seed) if data is None else from_file(left, data)
     except CannotRun as why:
         return replace(result, reason=f"A can't be run: {why}")
     return _Judge(left, right, samples, replace(result, inputs=samples.sentence)).judge()
+
+
+def _by_signature(a: ModelProto, b: ModelProto, settings: Settings) -> Comparison:
+    """What is known before anything runs."""
+    signature = compare_signatures(a, b)
+    verdict = comparison.DIFFERENT if signature.differences else comparison.UNKNOWN
+    reason = signature.differences[0] if signature.differences else ""
+    return Comparison(verdict, reason, signature, None, (), (), signature.notes, "", settings.to_dict())
 
 
 def _demand_providers(*names: str) -> None:
@@ -134,11 +153,7 @@ class _Judge:
 
     def __init__(self, a: ModelProto, b: ModelProto, samples: Samples, result: Comparison) -> None:
         self.a, self.b, self.result = a, b, result
-        names = result.signature.input_names
-        self.batches = [
-            Batch(batch, {names[name]: value for name, value in batch.items() if name in names})
-            for batch in samples.batches
-        ]
+        self.batches = Batches(samples.batches, result.signature.input_names)
         self.notes = list(result.notes)
         self.outputs: tuple[OutputReport, ...] = ()
 
@@ -149,7 +164,8 @@ class _Judge:
             return self._end(comparison.DIFFERENT, problem)
         try:
             log.info("converting to float64")
-            a, b = Side(self.a, self.batches[0].a), Side(self.b, self.batches[0].b)
+            first = self.batches[0]
+            a, b = Side(self.a, first.a), Side(self.b, first.b)
             found = examine(a, b, self.result.signature.output_names, self.batches, self._seed)
             flips = judge_discrete(a, b, self.result.signature.output_names, self.batches, found, self._seed)
         except CannotRun as why:
@@ -179,12 +195,13 @@ class _Judge:
         log.info("running both in their own types")
         try:
             found = native.run_natively(
-                self.a, self.b, self.result.signature, [batch.a for batch in self.batches], providers,
+                self.a, self.b, self.result.signature, self.batches.a, providers,
                 settings["optimized"], judged,
             )  # fmt: skip
         except CannotRun as why:
             return self._not_run(why)
         self.outputs = found.outputs
+        self.notes += found.notes
         if found.problems:
             return f"run in their own types, {found.problems[0]}"
         if found.worst > native.LIMIT:
@@ -197,8 +214,7 @@ class _Judge:
         from bnfold.verify.runtime import Runner
 
         try:
-            for batch in self.batches[:1]:
-                Runner(self.a).run(batch.a)
+            Runner(self.a).run(self.batches.a[0])
         except CannotRun:
             self.notes.append(f"not run in its own type, where an overflow would show: {why}")
             return ""
@@ -209,15 +225,18 @@ class _Judge:
         located = [_report(segment, reading, b) for segment, reading in found.located]
         first = located[0] if located else None
         self.notes += _notes(found)
-        worst, count = found.worst, len(segments)
+        worst, count = found.worst, sum(segment.basis != "coordinates" for segment in segments)
         if problem and worst <= criterion.EQUAL:
             return self._end(comparison.DIFFERENT, problem, segments)
         if worst > criterion.DIFFERENT:
             assert first is not None
+            if any(output.differing is None for output in self.outputs) and all(map(_hidden, self.outputs)):
+                self.notes.insert(0, "the outputs don't show it on these inputs: it is hidden by what follows")
             return self._end(comparison.DIFFERENT, _off_by(first), segments, first)
         if worst > criterion.EQUAL:
             assert first is not None
-            reason = f"{_off_by(first)}: more than rounding of single weights does, of the order of 1e-6"
+            off = _off_by(replace(first, r=min(first.r, worst)))
+            reason = f"{off}: more than rounding of single weights does, of the order of 1e-6"
             return self._end(comparison.ROUNDING, reason, segments, first)
         if found.blind:
             name = quoted(found.blind[0].pair.a)
@@ -225,7 +244,8 @@ class _Judge:
             return self._end(comparison.UNKNOWN, reason, segments)
         if not segments:
             return self._end(comparison.UNKNOWN, "there is no float value to compare")
-        reason = f"each of {count} segments agrees, r ≤ {worst:.2g} (limit {criterion.EQUAL:g})"
+        agrees = f", r ≤ {worst:.2g} (limit {criterion.EQUAL:g})" if worst else " exactly, in float64"
+        reason = f"each of {count} segments agrees{agrees}" if count > 1 else f"its one segment agrees{agrees}"
         return self._end(comparison.EQUAL, reason, segments)
 
     def _end(
@@ -266,13 +286,19 @@ def _off_by(segment: SegmentReport) -> str:
     return f"{quoted(segment.value)} is off by {segment.r:.3g} × A's own rounding noise{where}"
 
 
+def _hidden(output: OutputReport) -> bool:
+    """Whether an output is the same but for rounding."""
+    return not output.differing and output.rms_rel < HIDDEN
+
+
 def _notes(found: Examination) -> list[str]:
     notes = []
     idle = [(segment, reading) for segment, reading in found.segments if reading.idle]
     if idle:
         total = sum(reading.idle for _, reading in idle)
         example = quoted(idle[0][0].pair.a)
-        notes.append(f"{total} channels of {len(idle)} values stayed 0 on these inputs, the first of {example}")
+        channels, of = ("channels" if total > 1 else "channel"), ("values" if len(idle) > 1 else "value")
+        notes.append(f"{total} {channels} of {len(idle)} {of} stayed 0 on these inputs, the first of {example}")
     moved = sum(
         reading.r <= criterion.EQUAL for segment, reading in found.segments if segment.pair.basis == "coordinates"
     )

@@ -8,7 +8,7 @@ choices are looked up; for others (NMS, NonZero) it is asked whether A's noise c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from onnx import NodeProto, numpy_helper
 from bnfold.constants import Array
 from bnfold.errors import quoted
 from bnfold.verify.criterion import EQUAL, SEEDS
-from bnfold.verify.examine import Batch, Examination
+from bnfold.verify.examine import Batch, Batches, Examination
 from bnfold.verify.prepare import moved
 from bnfold.verify.runtime import CUT, Feeds, Runner, cut_model
 from bnfold.verify.sides import DOUBLE, Side, as_double
@@ -40,7 +40,7 @@ class Flips:
 
 
 def judge_discrete(
-    a: Side, b: Side, outputs: Mapping[str, str], batches: Sequence[Batch], found: Examination, seed: int
+    a: Side, b: Side, outputs: Mapping[str, str], batches: Batches, found: Examination, seed: int
 ) -> dict[str, Flips]:
     """Compare the outputs that are no floats, in double, on A's exact scores.
 

@@ -9,10 +9,11 @@ where a segment reacts to nothing (a saturated softmax): what is off inside of i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bnfold.verify.criterion import BLIND, EQUAL, Reading
+from bnfold.verify.alike import alike
+from bnfold.verify.criterion import BLIND, DIFFERENT, EQUAL, MISSED, MORE_SEEDS, SEEDS, Reading
 from bnfold.verify.pairing import NEAR, SURE, Pair, Sketch, pair_coordinates, pair_places, pair_values, sketch
 from bnfold.verify.runtime import Feeds
 from bnfold.verify.segments import Segment, Segments
@@ -22,6 +23,8 @@ log = logging.getLogger("bnfold")
 
 # How often pairs are taken back.
 ROUNDS = 3
+# A value inside of a segment that is so many times as far off is none of A's: later nodes make up for it.
+MADE_UP_FOR = 1000.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,28 @@ class Batch:
 
     a: Feeds
     b: Feeds
+
+
+class Batches:
+    """Inputs of both models, batch by batch; where they come from a file, one batch is in memory.
+
+    Args:
+        a: inputs of A.
+        names: of B's inputs, by A's.
+    """
+
+    def __init__(self, a: Sequence[Feeds], names: Mapping[str, str]) -> None:
+        self.a, self.names = a, names
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def __getitem__(self, index: int) -> Batch:
+        feeds = self.a[index]
+        return Batch(feeds, {self.names[name]: value for name, value in feeds.items() if name in self.names})
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
 
 
 @dataclass
@@ -61,7 +86,7 @@ def counts(pair: Pair) -> bool:
     return pair.basis != "coordinates"
 
 
-def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch], seed: int) -> Examination:
+def examine(a: Side, b: Side, outputs: dict[str, str], batches: Batches, seed: int) -> Examination:
     """Pair, cut, measure.
 
     Args:
@@ -76,8 +101,9 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
     log.info("pairing %d values", len(a.floats))
     total = sum(a.nbytes(name) for name in a.floats)
     known: Feeds | None = {} if total <= HELD and len(batches) == 1 else None
-    sketches_a, over_a = _sketches(a, batches[0].a, False, known)
-    sketches_b, over_b = _sketches(b, batches[0].b, True, None)
+    first = batches[0]
+    sketches_a, over_a = _sketches(a, first.a, False, known)
+    sketches_b, over_b = _sketches(b, first.b, True, None)
     shown = {left: right for left, right in outputs.items() if left in sketches_a and right in sketches_b}
     ends = [Pair(left, right, (), "output") for left, right in shown.items()]
     pairs = ends + pair_values(sketches_a, sketches_b, ends, SURE)
@@ -85,14 +111,17 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
     bench = _Bench(a, b, batches, known, seed)
     log.info("measuring %d segments", len(pairs))
     found = bench.measure(pairs + observed, None)
-    pairs, found, taken_back = _second_thoughts(bench, pairs + observed, found)
+    pairs, found, gone = _second_thoughts(bench, pairs + observed, found)
+    if off := [segment.pair for segment, reading in _off(found) if reading.r < MISSED * DIFFERENT]:
+        found |= bench.measure(pairs, off, MORE_SEEDS)
     pairs = [pair for pair in pairs if counts(pair)]
     located = _off(found)
     blind = [] if located else _blind(bench, found)
     if located or blind:
+        less_sure = gone if located else []  # they may be right: two bugs in a row look the same
         # What is A's in other coordinates is off by nature, though it may bear the same name.
         taken = [*pairs, *observed]
-        less_sure = pair_values(sketches_a, sketches_b, taken, NEAR)
+        less_sure = less_sure + pair_values(sketches_a, sketches_b, [*taken, *less_sure], NEAR)
         less_sure += pair_places(a, b, [*taken, *less_sure]) if located else []
         finer = _finer(bench, pairs, less_sure, located or blind)
         if located:
@@ -104,7 +133,8 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Sequence[Batch],
             located = [] if blind else located
     kept = {pair: item for pair, item in found.items() if counts(pair) or item[1].r <= EQUAL}
     return Examination(
-        bench.ordered(kept.values()), bench.ordered(located), [item[0] for item in blind], taken_back,
+        bench.ordered(kept.values()), bench.ordered(located), [item[0] for item in blind],
+        0 if located else len(gone),
         "" if over_a else over_b,
     )  # fmt: skip
 
@@ -130,34 +160,43 @@ Found = dict[Pair, Item]
 class _Bench:
     """Where segments are measured, as often as it takes."""
 
-    def __init__(self, a: Side, b: Side, batches: Sequence[Batch], known: Feeds | None, seed: int) -> None:
+    def __init__(self, a: Side, b: Side, batches: Batches, known: Feeds | None, seed: int) -> None:
         self.a, self.b, self.batches, self.known, self.seed = a, b, batches, known, seed
+        self.inputs = {other: name for name, other in batches.names.items()}
+        self.pairs: Sequence[Pair] = ()
         self._order = {name: place for place, name in enumerate(b.floats)}
 
     def ordered(self, items: Iterable[Item]) -> list[Item]:
         """By the place of B's value among B's."""
         return sorted(items, key=lambda item: self._order.get(item[0].pair.b, 0))
 
-    def measure(self, pairs: Sequence[Pair], wanted: Sequence[Pair] | None) -> Found:
+    def measure(self, pairs: Sequence[Pair], wanted: Sequence[Pair] | None, seeds: int = SEEDS) -> Found:
         """Readings of some or all pairs, with both models cut at all of them."""
-        cut = Segments(self.a, self.b, pairs, wanted, self.seed)
+        self.pairs = [pair for pair in pairs if counts(pair)]
+        cut = Segments(self.a, self.b, pairs, wanted, self.seed, seeds)
         for batch in self.batches:
             cut.run(batch.a, batch.b, self.known)
         return {segment.pair: (segment, segment.reading()) for segment in cut.segments}
+
+
+    def same(self, segment: Segment) -> bool:
+        """Whether both models have the very same nodes there."""
+        ends = {pair.b: pair.a for pair in self.pairs} | self.inputs
+        return alike(self.a, self.b, segment, ends)
 
 
 def _off(found: Found) -> list[Item]:
     return [(segment, reading) for pair, (segment, reading) in found.items() if counts(pair) and reading.r > EQUAL]
 
 
-def _second_thoughts(bench: _Bench, pairs: list[Pair], found: Found) -> tuple[list[Pair], Found, int]:
-    """Take back pairs that are off with another one behind them, and all between; how many were."""
-    taken_back = 0
+def _second_thoughts(bench: _Bench, pairs: list[Pair], found: Found) -> tuple[list[Pair], Found, list[Pair]]:
+    """Take back pairs that are off with another one behind them, and all between; which were."""
+    taken_back: list[Pair] = []
     for _ in range(ROUNDS):
         gone = _between(found) | _crossed(found)
         if not gone:
             break
-        taken_back += len(gone)
+        taken_back += gone
         pairs = [pair for pair in pairs if pair not in gone]
         names_a, names_b = {pair.a for pair in gone}, {pair.b for pair in gone}
         affected = [pair for pair in pairs if found[pair][0].given_a & names_a or found[pair][0].given_b & names_b]
@@ -195,11 +234,21 @@ def _leads_on(off: list[Item]) -> bool:
 
 
 def _finer(bench: _Bench, pairs: list[Pair], extra: list[Pair], coarse: list[Item]) -> Found:
-    """Some segments again, cut at less certain pairs inside of them as well."""
+    """Some segments again, cut at less certain pairs inside of them as well: those that are pairs."""
     inside_a = {name for segment, _ in coarse for node in segment.nodes_a for name in node.output}
     inside_b = {name for segment, _ in coarse for node in segment.nodes_b for name in node.output}
     extra = [pair for pair in extra if pair.a in inside_a and pair.b in inside_b]
-    return bench.measure([*pairs, *extra], [*extra, *(segment.pair for segment, _ in coarse)])
+    wanted = [*extra, *(segment.pair for segment, _ in coarse)]
+    least = min((reading.r for _, reading in coarse), default=0.0)
+    found = bench.measure([*pairs, *extra], wanted)
+    for _ in range(ROUNDS):
+        # what one is off by, another makes up for
+        gone = {pair for pair in _between(found) & set(extra) if found[pair][1].r > MADE_UP_FOR * least}
+        if not gone:
+            break
+        extra, wanted = ([pair for pair in some if pair not in gone] for some in (extra, wanted))
+        found = bench.measure([*pairs, *extra], wanted)
+    return found
 
 
 def _blind(bench: _Bench, found: Found) -> list[Item]:
@@ -207,6 +256,7 @@ def _blind(bench: _Bench, found: Found) -> list[Item]:
     return [
         (segment, reading) for pair, (segment, reading) in found.items()
         if counts(pair) and reading.response < BLIND and reading.r <= EQUAL and _has_weights(segment, bench)
+        and not bench.same(segment)
     ]  # fmt: skip
 
 

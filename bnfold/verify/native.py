@@ -14,6 +14,7 @@ import numpy as np
 from onnx import ModelProto
 
 from bnfold.constants import Array, is_floating
+from bnfold.errors import quoted
 from bnfold.verify.comparison import OutputReport
 from bnfold.verify.criterion import SEEDS, Tally, unlike
 from bnfold.verify.prepare import ULP, moved, weights
@@ -72,11 +73,13 @@ class NativeRun:
     Attributes:
         outputs: figures of the float outputs; others with the number of elements that differ.
         problems: NaN, Inf or shapes that one of them has, phrases that begin with the output.
+        notes: NaN and Inf that both have, sentences.
         worst: the largest r of an output against A's own noise, if it was asked for.
     """
 
     outputs: tuple[OutputReport, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...]
     worst: float = 0.0
 
 
@@ -104,6 +107,7 @@ def run_natively(
     tallies: dict[str, Tally] = {}
     differing: dict[str, int] = {}
     problems: dict[str, str] = {}
+    endless: dict[str, int] = {}
     for batch in batches:
         left = runners[0].run(batch)
         right = runners[1].run({inputs[name]: value for name, value in batch.items() if name in inputs})
@@ -117,6 +121,7 @@ def run_natively(
                 problems.setdefault(name, problem)
                 continue
             figures.setdefault(name, Figures()).add(x, y)
+            endless[name] = endless.get(name, 0) + int((~np.isfinite(as_double(x))).sum())
             if noisy:
                 unit = max(float(ULP[noisy.types[name]]), *(TF32 for p in providers if p != "cpu"), 0.0) / 2
                 tally = tallies.setdefault(name, Tally(unit))
@@ -124,7 +129,9 @@ def run_natively(
     reports = [figures[n].report(n, names[n]) for n in names if n in figures]
     reports += [OutputReport(n, names[n], differing=count) for n, count in differing.items()]
     worst = max((tally.reading().r for tally in tallies.values()), default=0.0)
-    return NativeRun(tuple(reports), tuple(f"output '{n}' {p}" for n, p in problems.items()), worst)
+    unlikes = tuple(f"output {quoted(n)} {p}" for n, p in problems.items())
+    notes = tuple(f"output {quoted(n)} has NaN or Inf in {k} places, in both" for n, k in endless.items() if k)
+    return NativeRun(tuple(reports), unlikes, notes, worst)
 
 
 def is_float(value: object) -> bool:

@@ -37,11 +37,13 @@ def plot(found: Comparison, path: str | os.PathLike[str], title: str) -> None:
     for limit, label in ((criterion.EQUAL, "equal"), (criterion.DIFFERENT, "rounding scale")):
         axes.axhline(limit, linewidth=0.8, color="grey")
         axes.annotate(f"{label} ≤ {limit:g}", (0, limit), fontsize=8, va="bottom")
+    axes.annotate(f"{LOWEST:g} or less, or exact", (0, LOWEST * 1.2), fontsize=8, va="bottom")
     if found.first is not None:
         place = next((p for p, s in places if s.value_b == found.first.value_b), None)
         if place is not None:
             height = min(max(found.first.r, LOWEST), HIGHEST)
-            axes.annotate(_plain(found.first.value), (place, height), fontsize=8, ha="center", va="bottom")
+            side = ("left", "center", "right")[min(3 * place // len(found.segments), 2)]
+            axes.annotate(_plain(found.first.value), (place, height), fontsize=8, ha=side, va="bottom")
     axes.set(yscale="log", ylim=(LOWEST / 2, HIGHEST * 2), xlabel="segment, in the order of B's nodes",
              ylabel="r, × A's own rounding noise", title=_plain(f"{title}: {found.verdict}"))  # fmt: skip
     try:

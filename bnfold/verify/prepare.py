@@ -2,7 +2,8 @@
 
 What a model computes from constants alone is computed once, by ONNX Runtime, in the model's own type: a folded
 weight is no better for being a chain of nodes than it would be as an initializer, and the rounding of such a chain
-is part of what the file computes.
+is part of what the file computes. That includes the rounding of each float16 step: ONNX Runtime's CPU keeps float32
+between float16 nodes, so that an epsilon of 1e-8, which is 0 in float16, would still be there.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from bnfold.constants import Array, finfo
 from bnfold.model_file import LoadedModel, to_proto
-from bnfold.verify.runtime import CannotRun, Runner, bodies, cut_model, reads
+from bnfold.verify.runtime import CUT, CannotRun, Runner, bodies, cut_model, element_types, reads
 
 # Distance of 1 to the next number.
 ULP: dict[int, float] = {
     TensorProto.FLOAT: 2.0**-23, TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7,
     TensorProto.DOUBLE: 2.0**-52,
 }  # fmt: skip
+
+# The type that CPU kernels compute in a wider one.
+SHORT = TensorProto.FLOAT16
 
 # Largest numbers.
 LARGEST: dict[int, float] = {
@@ -39,7 +43,7 @@ RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLik
 def prepare(model: LoadedModel) -> ModelProto:
     """A copy with local functions inlined and constants computed; initializers are no inputs any more.
 
-    Raises: ModelError if it is larger than 2 GiB.
+    Raises: TooLargeError if it is larger than 2 GiB.
     """
     proto = to_proto(model)
     if proto.functions:
@@ -70,10 +74,8 @@ def _settle(model: ModelProto) -> None:
     ids = {id(node) for node in fixed}
     rest = [node for node in graph.node if id(node) not in ids]
     wanted = sorted((set().union(*(reads(node) for node in rest)) | shown) & made)
-    values = {}
     try:
-        runner = Runner(cut_model(model, {}, wanted))
-        values = runner.run({})
+        values = _computed(model, fixed, wanted)
     except CannotRun:  # a type without kernels: Constant nodes at least need none
         values = _constant_nodes(fixed)
     tensors = {name: numpy_helper.from_array(value, name) for name, value in values.items() if _plain(value)}
@@ -94,6 +96,32 @@ def _settle(model: ModelProto) -> None:
         copies.append(onnx.helper.make_node("Identity", [tensor.name], [name]))
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def _computed(model: ModelProto, fixed: list[NodeProto], wanted: list[str]) -> dict[str, Array]:
+    """Constants; what is float16 is computed, and stored so, before anything reads it.
+
+    Raises: CannotRun.
+    """
+    types = element_types(model)
+    stages: list[list[str]] = []
+    stage_of: dict[str, int] = {}
+    for node in fixed:
+        stage = max((stage_of.get(name, 0) for name in reads(node)), default=0)
+        for name in node.output:
+            stage_of[name] = stage
+            if types.get(name) == SHORT and node.op_type != "Constant":
+                stages += [[] for _ in range(stage + 1 - len(stages))]
+                stages[stage].append(name)
+                stage_of[name] = stage + 1
+    values: dict[str, Array] = {}
+    for names in [*stages, wanted]:
+        made = [name for name in names if name not in values]
+        if made:
+            given = {name: types[name] for name in values}
+            runner = Runner(cut_model(model, given, made), made)
+            values |= runner.run({CUT + name: value for name, value in values.items()})
+    return {name: values[name] for name in wanted}
 
 
 def _plain(value: object) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
 
 from bnfold.constants import Array
+from bnfold.verify.large import without_large
 
 Feeds = dict[str, Array]
 
@@ -84,7 +85,10 @@ def _session(model: ModelProto, provider: str, optimized: bool) -> Any:
     # The CPU computes what another provider has no kernel for.
     providers = [PROVIDERS[provider], *([] if provider == "cpu" else [PROVIDERS["cpu"]])]
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        light, large = without_large(model)
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(tensor)) for tensor in large]
+        options.add_external_initializers([tensor.name for tensor in large], values)
+        return onnxruntime.InferenceSession(light.SerializeToString(), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise CannotRun(f"ONNX Runtime can't load it: {first_line(error)}") from error
 
@@ -245,7 +249,7 @@ def frontier(
 def element_types(model: ModelProto) -> dict[str, int]:
     """TensorProto data types of values, as far as they can be inferred."""
     try:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        model = onnx.shape_inference.infer_shapes(without_large(model)[0], data_prop=True)
     except Exception:  # best effort
         return {}
     return {
@@ -256,8 +260,7 @@ def element_types(model: ModelProto) -> dict[str, int]:
 
 def static_shapes(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of values for inputs of the shapes of `feeds`, as far as they can be inferred."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy, _ = without_large(model)
     del copy.graph.value_info[:]
     for info in copy.graph.output:
         info.type.tensor_type.ClearField("shape")

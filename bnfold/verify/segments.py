@@ -61,12 +61,14 @@ class Segments:
         pairs: those to cut at, and those of other coordinates, which are only observed.
         wanted: those to measure; None: all.
         seed: of the noise.
+        seeds: how many runs it is measured by.
     """
 
     def __init__(
-        self, a: Side, b: Side, pairs: Sequence[Pair], wanted: Iterable[Pair] | None = None, seed: int = 0
-    ) -> None:
-        self.a, self.b, self.seed = a, b, seed
+        self, a: Side, b: Side, pairs: Sequence[Pair], wanted: Iterable[Pair] | None = None, seed: int = 0,
+        seeds: int = SEEDS,
+    ) -> None:  # fmt: skip
+        self.a, self.b, self.seed, self.seeds = a, b, seed, seeds
         self.pairs = pairs
         cuts = [pair for pair in pairs if pair.basis != "coordinates"]
         self.by_b = {pair.b: pair for pair in cuts}
@@ -89,7 +91,7 @@ class Segments:
         given_a, given_b = (own_a, own_b) if native else (double_a, double_b)
         return Segment(
             pair, frozenset(given_a & set(self.cut_a)), frozenset(given_b & set(self.cut_b)),
-            nodes_a, nodes_b, native, Tally(a.unit(pair.a)), Tally(a.unit(pair.a)),
+            nodes_a, nodes_b, native, Tally(a.unit(pair.a), self.seeds), Tally(a.unit(pair.a), self.seeds),
         )  # fmt: skip
 
     def run(self, feeds_a: Feeds, feeds_b: Feeds, known: Mapping[str, Array] | None = None, held: int = HELD) -> None:
@@ -169,9 +171,12 @@ class _Measurement:
         exact = {name: self.values[name] for name in names_a}
         if self.native or self.probing:
             exact = self._noisy(runner, feeds_a, given, None)
-        noisy = [self._noisy(runner, feeds_a, given, cut.seed + seed) for seed in range(SEEDS)]
-        for segment in self.segments:
-            self._add(segment, exact[segment.pair.a], found[segment.pair.b], [n[segment.pair.a] for n in noisy])
+        slopes = [self._add(segment, exact[segment.pair.a], found[segment.pair.b]) for segment in self.segments]
+        for seed in range(cut.seeds):
+            noisy = self._noisy(runner, feeds_a, given, cut.seed + seed)
+            for segment, slope in zip(self.segments, slopes, strict=True):
+                name, tally = segment.pair.a, self._tally(segment)
+                tally.add_noise(seed, as_double(exact[name]), as_double(noisy[name]), slope)
 
     def _session(self, side: Side, names: list[str], cuts: Mapping[str, int], loose: bool) -> Runner:
         model = side.proto if self.native else side.model
@@ -205,16 +210,20 @@ class _Measurement:
                 found[name] = value
         return runner.run(found)
 
-    def _add(self, segment: Segment, exact: Array, found: Array, noisy: list[Array]) -> None:
-        pair, tally = segment.pair, segment.probe if self.probing else segment.tally
+    def _tally(self, segment: Segment) -> Tally:
+        return segment.probe if self.probing else segment.tally
+
+    def _add(self, segment: Segment, exact: Array, found: Array) -> Array | float:
+        """Count a difference; by how much B's value moves when A's does."""
+        pair, tally, slope = segment.pair, self._tally(segment), 1.0
         shape = exact.shape
         if found.size != exact.size or (not pair.layout and pair.basis == "output" and found.shape != shape):
             tally.problem = f"has shape {list(found.shape)} instead of {list(shape)}"
-            return
-        exact, found, *noisy = (as_double(v) for v in (exact, pair.as_a(found, shape), *noisy))
-        if pair.basis == "coordinates":
-            slope, intercept = regressed(exact, found)
-            noisy = [slope * (value - exact) for value in noisy]
-            exact = slope * exact + intercept
-            noisy = [exact + value for value in noisy]
-        tally.add(exact, found, noisy)
+            return slope
+        exact, found = as_double(exact), as_double(pair.as_a(found, shape))
+        if pair.basis != "coordinates":
+            tally.add(exact, found, [])
+            return slope
+        factor, intercept = regressed(exact, found)
+        tally.add(factor * exact + intercept, found, [])
+        return factor
