@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bnfold.verify.alike import alike
 from bnfold.verify.criterion import BLIND, DIFFERENT, EQUAL, MISSED, MORE_SEEDS, SEEDS, Reading
-from bnfold.verify.pairing import NEAR, SURE, Pair, Sketch, pair_coordinates, pair_places, pair_values, sketch
+from bnfold.verify.pairing import CLOSE, NEAR, SURE, Pair, Sketch, pair_coordinates, pair_places, pair_values, sketch
 from bnfold.verify.runtime import Feeds
 from bnfold.verify.segments import Segment, Segments
 from bnfold.verify.sides import HELD, Side
@@ -119,9 +119,10 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Batches, seed: i
     blind = [] if located else _blind(bench, found)
     if located or blind:
         less_sure = gone if located else []  # they may be right: two bugs in a row look the same
-        # What is A's in other coordinates is off by nature, though it may bear the same name.
+        less_sure = less_sure + pair_values(sketches_a, sketches_b, [*pairs, *less_sure], CLOSE)
+        # What is A's in other coordinates is off by nature, though it may bear the same name or be near.
         taken = [*pairs, *observed]
-        less_sure = less_sure + pair_values(sketches_a, sketches_b, [*taken, *less_sure], NEAR)
+        less_sure += pair_values(sketches_a, sketches_b, [*taken, *less_sure], NEAR)
         less_sure += pair_places(a, b, [*taken, *less_sure]) if located else []
         finer = _finer(bench, pairs, less_sure, located or blind)
         if located:
