@@ -1,0 +1,206 @@
+"""Measure every BN with all those upstream at their final statistics: the method 'exact'.
+
+The result is that of one batch of all data in training mode, which nobody could hold. The graph is cut into *levels*:
+a value's level is the largest number of BNs on a way to it, and a BN that reads level k is measured in segment k,
+when all BNs below are final. Segment k computes the values of level k alone, for every batch, from cached values of
+lower levels; so each node runs once, as in a single pass over the data, and repeated passes (9 on a resnet18, 89 on
+a densenet121) are not needed. What no later segment reads leaves the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bnfold.constants import Array
+from bnfold.errors import ModelError, quoted
+from bnfold.graph import Graph
+from bnfold.model_file import LoadedModel
+from bnfold.recalibrate.instrument import Reading, moments_nodes
+from bnfold.recalibrate.measure import Counting, Recipe, make_runner, run, take_in
+from bnfold.recalibrate.moments import Moments
+from bnfold.recalibrate.sites import MEAN, VARIANCE, Site
+from bnfold.recalibrate.write import stored, to_inference
+from bnfold.verify.prepare import prepare
+from bnfold.verify.runtime import CUT, Feeds, cut_model, reads
+
+Types = Callable[[Site], tuple[Any, Any]]
+
+
+def measure_exact(
+    model: LoadedModel, sites: Sequence[Site], data: Counting, provider: str, recipe: Recipe, types: Types
+) -> list[Moments]:
+    """The moments of every site's input, all batches together.
+
+    Args:
+        model: it is not changed.
+        sites: of the model.
+        data: batches of inputs; gone through once.
+        provider: where it runs, 'cpu', 'cuda' or 'tensorrt'.
+        recipe: makes statistics of moments, for those that are downstream.
+        types: the dtypes that a site's mean and variance are stored in: downstream sees what the file will hold.
+
+    Raises: ModelError if the model can't be run, a BN is out of reach, or a statistic is not finite.
+    """
+    plan = _Plan(prepare(model), sites)
+    moments = [Moments() for _ in sites]
+    cache: list[Feeds] = []
+    for level, here in enumerate(plan.sites_at):
+        wanted = [name for reading in here for name in reading.names]
+        kept = plan.to_cache(level)
+        runner, batches = None, iter(data) if level == 0 else iter(cache)
+        for number, given in enumerate(batches):
+            if runner is None:
+                cuts = {} if level == 0 else {name: _element_type(name, value) for name, value in given.items()}
+                segment = cut_model(plan.proto, cuts, [*wanted, *kept])
+                runner = make_runner(segment, provider, [*wanted, *kept])
+            feeds = given if level == 0 else {CUT + name: value for name, value in given.items()}
+            values = run(runner, feeds)
+            take_in(moments, sites, here, values, number)
+            held = {name: value for name, value in given.items() if plan.last_read(name) > level}
+            held |= {name: values[name] for name in kept}
+            if level == 0:
+                cache.append(held)
+            else:
+                cache[number] = held
+        for index in {reading.site for reading in here}:
+            mean, variance = recipe.statistics(sites[index], moments[index], data.samples)
+            plan.put(index, mean, variance, types)
+    return moments
+
+
+def _element_type(name: str, value: object) -> int:
+    if not isinstance(value, np.ndarray):
+        raise ModelError("is no tensor, and can't be kept between segments; use the method pooled", where=quoted(name))
+    return int(helper.np_dtype_to_tensor_dtype(value.dtype))
+
+
+class _Plan:
+    """The graph in levels, with observers at the BNs and statistics of their own for each site.
+
+    Attributes:
+        proto: the model, flat.
+        sites_at: for each level, the readings of the sites that are measured at it.
+    """
+
+    def __init__(self, proto: ModelProto, sites: Sequence[Site]) -> None:
+        self.proto = proto
+        self._names = Graph(proto)  # nodes are in topological order from here on
+        self._sites = sites
+        self._norms = _norms(proto, sites)
+        self._value_level, self._site_level = _levels(proto, self._norms, len(sites))
+        self._last = self._last_reads()
+        self.sites_at = self._observed()
+        self._statistics = [self._own(number) for number in range(len(sites))]
+
+    def last_read(self, name: str) -> int:
+        """The last level that reads a value; -1 if none does."""
+        return self._last.get(name, -1)
+
+    def to_cache(self, level: int) -> list[str]:
+        """Values that nodes of this level compute and a later one reads."""
+        produced = {name for node in self.proto.graph.node for name in node.output}
+        return sorted(
+            name for name, last in self._last.items()
+            if name in produced and self._value_level.get(name) == level and last > level
+        )  # fmt: skip
+
+    def put(self, number: int, mean: Array, variance: Array, types: Types) -> None:
+        """Give a site its final statistics, in the types that the file keeps them in."""
+        site = self._sites[number]
+        roles = zip(self._statistics[number], (mean, variance), types(site), ("mean", "variance"), strict=True)
+        for tensor, content, dtype, role in roles:
+            tensor.CopyFrom(numpy_helper.from_array(stored(content, dtype, site, role), tensor.name))
+
+    def _last_reads(self) -> dict[str, int]:
+        """Of all values that depend on the data and that a measured BN depends on."""
+        made_by = {name: node for node in self.proto.graph.node for name in node.output if name}
+        last: dict[str, int] = {}
+        seen: set[int] = set()
+        for node, number in self._norms.values():
+            _note(last, node.input[0], self._site_level[number])
+        waiting = [made_by[node.input[0]] for node, _ in self._norms.values() if node.input[0] in made_by]
+        while waiting:
+            node = waiting.pop()
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            level = max((self._value_level.get(name, -1) for name in node.output if name), default=-1)
+            for name in reads(node):
+                if name in self._value_level:
+                    _note(last, name, level)
+                if name in made_by:
+                    waiting.append(made_by[name])
+        return last
+
+    def _observed(self) -> list[list[Reading]]:
+        """Add an observer at each use of each site."""
+        levels: list[list[Reading]] = [[] for _ in range(1 + max(self._site_level))]
+        for count, (node, number) in enumerate(self._norms.values()):
+            site = self._sites[number]
+            named = (self._names.unique_name(f"bnfold.{count}.{what}") for what in ("count", "mean", "var"))
+            names = (next(named), next(named), next(named))
+            output = self._names.unique_name(f"bnfold.{count}.normalised")
+            self.proto.graph.node.extend(
+                moments_nodes(node.input[0], names, output, site.channels, site.element_type, site.nodes[0])
+            )
+            levels[self._site_level[number]].append(Reading(number, names))
+        return levels
+
+    def _own(self, number: int) -> tuple[TensorProto, TensorProto]:
+        """Statistics that no other site reads, without a content yet."""
+        tensors = []
+        for index in (MEAN, VARIANCE):
+            tensor = self.proto.graph.initializer.add(name=self._names.unique_name(f"bnfold.{number}.{index}"))
+            tensors.append(tensor)
+            for node, owner in self._norms.values():
+                if owner == number:
+                    node.input[index] = tensor.name
+        for node, owner in self._norms.values():
+            if owner == number:
+                to_inference(node, self._sites[number].nodes[0])
+        return tensors[0], tensors[1]
+
+
+def _note(last: dict[str, int], name: str, level: int) -> None:
+    last[name] = max(last.get(name, -1), level)
+
+
+def _norms(proto: ModelProto, sites: Sequence[Site]) -> dict[str, tuple[NodeProto, int]]:
+    """The nodes of the sites in a flat copy, by their output, with the number of their site."""
+    numbers: dict[str, int] = {}
+    for number, site in enumerate(sites):
+        if site.scope.label:
+            what = f"is in {quoted(site.scope.label)}, where no segment can end; use the method pooled, or skip it"
+            raise ModelError(what, where=f"node {quoted(site.name)}")
+        numbers |= {node.proto.output[0]: number for node in site.nodes}
+    return {name: (node, numbers[name]) for node in proto.graph.node for name in node.output[:1] if name in numbers}
+
+
+def _levels(
+    proto: ModelProto, norms: Mapping[str, tuple[NodeProto, int]], sites: int
+) -> tuple[dict[str, int], list[int]]:
+    """The level of each value that depends on the data, and of each site.
+
+    A site of several nodes is measured where the last of them can be, which lifts what is downstream of the others.
+    """
+    site_level = [0] * sites
+    for _ in range(sites + 1):
+        values = {info.name: 0 for info in proto.graph.input}
+        before = list(site_level)
+        for node in proto.graph.node:
+            known = [values[name] for name in reads(node) if name in values]
+            if not known:
+                continue
+            level = max(known)
+            if (found := norms.get(node.output[0])) is not None:
+                number = found[1]
+                site_level[number] = max(site_level[number], values.get(node.input[0], 0))
+                level = site_level[number] + 1
+            values.update((name, level) for name in node.output if name)
+        if site_level == before:
+            return values, site_level
+    raise ModelError("applies a BatchNormalization to what depends on its own output; use the method pooled")
