@@ -302,7 +302,7 @@ def _opened(source: Any, inputs: Sequence[Port], images: ImageOptions, labels: s
         path, key = _split(os.fspath(source))
         if os.path.exists(path):
             return data_files.open_path(path, key, inputs, images, labels)
-        if key is None or path.endswith((".npz", ".npy")) or os.sep in key:
+        if key is None or path.endswith((".npz", ".npy")) or (os.sep in path and not path.endswith(".py")):
             raise UsageError("there is no such file or folder", file=path)
         source = data_python.imported(path, key)
         shown: str | None = f"{path}:{key}"

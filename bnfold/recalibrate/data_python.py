@@ -92,7 +92,7 @@ def imported(path: str, name: str) -> Any:
         raise UsageError("there is no such file", file=path)
     try:
         value: Any = _run(path) if path.endswith(".py") else _module(path)
-    except Exception as error:  # it is the user's code: anything may come
+    except (Exception, SystemExit) as error:  # it is the user's code: anything may come
         raise UsageError(f"can't be imported: {_line(error)}", file=path) from error
     for part in name.split("."):
         if not hasattr(value, part):
