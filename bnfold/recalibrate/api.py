@@ -236,8 +236,8 @@ def _told(sites: Sequence[Site], moments: Sequence[Moments], drift: Sequence[Dri
     if dead:
         count = sum(one.dead for one in dead)
         yield (
-            f"{count} channels in {len(dead)} BatchNormalizations ({quoted(dead[0].name)} first) never vary in the data: "
-            "they are divided by sqrt(epsilon) alone"
+            f"{count} channels in {len(dead)} BatchNormalizations ({quoted(dead[0].name)} first) never vary in the "
+            "data: they are divided by sqrt(epsilon) alone"
         )
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,9 +123,21 @@ def _images(folder: str) -> Iterator[str]:
 def _open_arrays(
     files: Sequence[str], key: str | None, inputs: Sequence[Port], labels: str | None
 ) -> tuple[ArrayRows, Array | None]:
+    spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as what is mapped from it)
+    try:
+        rows, classes = _gathered(files, key, inputs, labels, spool)
+    except BaseException:
+        spool.close()
+        raise
+    weakref.finalize(rows, spool.close)
+    return rows, classes
+
+
+def _gathered(
+    files: Sequence[str], key: str | None, inputs: Sequence[Port], labels: str | None, spool: IO[bytes]
+) -> tuple[ArrayRows, Array | None]:
     parts: dict[str, list[Part]] = {port.name: [] for port in inputs}
     classes = []
-    spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the parts that are in it)
     for file in files:
         found = _read(file, spool)
         if labels is not None:
@@ -137,7 +150,9 @@ def _open_arrays(
         if labels is not None and len(classes[-1]) != next(iter(chosen.values())).shape[0]:
             what = f"has {len(classes[-1])} labels for {next(iter(chosen.values())).shape[0]} samples"
             raise UsageError(what, file=file, where=f"array {quoted(labels)}")
-    return ArrayRows(parts, files), np.concatenate(classes) if classes else None
+    rows = ArrayRows(parts, files)
+    weakref.finalize(rows, spool.close)
+    return rows, np.concatenate(classes) if classes else None
 
 
 def choose(found: Mapping[str, Part], key: str | None, inputs: Sequence[Port], file: str | None) -> dict[str, Part]:
