@@ -300,7 +300,7 @@ def _opened(source: Any, inputs: Sequence[Port], images: ImageOptions, labels: s
 
     if isinstance(source, (str, os.PathLike)):
         path, key = _split(os.fspath(source))
-        if os.path.exists(path):
+        if os.path.exists(path) and not (key is not None and path.endswith(".py")):
             return data_files.open_path(path, key, inputs, images, labels)
         if key is None or path.endswith((".npz", ".npy")) or (os.sep in path and not path.endswith(".py")):
             raise UsageError("there is no such file or folder", file=path)
