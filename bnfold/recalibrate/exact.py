@@ -54,11 +54,10 @@ def measure_exact(
         runner, batches = None, iter(data) if level == 0 else iter(cache)
         for number, given in enumerate(batches):
             if runner is None:
-                cuts = {} if level == 0 else {name: _element_type(name, value) for name, value in given.items()}
+                cuts = {name: _element_type(name, value) for name, value in given.items() if name not in plan.inputs}
                 segment = cut_model(plan.proto, cuts, [*wanted, *kept])
                 runner = make_runner(segment, provider, [*wanted, *kept])
-            feeds = given if level == 0 else {CUT + name: value for name, value in given.items()}
-            values = run(runner, feeds)
+            values = run(runner, {name if name in plan.inputs else CUT + name: given[name] for name in given})
             take_in(moments, sites, here, values, number)
             held = {name: value for name, value in given.items() if plan.last_read(name) > level}
             held |= {name: values[name] for name in kept}
@@ -83,11 +82,13 @@ class _Plan:
 
     Attributes:
         proto: the model, flat.
+        inputs: names of its inputs.
         sites_at: for each level, the readings of the sites that are measured at it.
     """
 
     def __init__(self, proto: ModelProto, sites: Sequence[Site]) -> None:
         self.proto = proto
+        self.inputs = {info.name for info in proto.graph.input}
         self._names = Graph(proto)  # nodes are in topological order from here on
         self._sites = sites
         self._norms = _norms(proto, sites)

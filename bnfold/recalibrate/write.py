@@ -86,13 +86,14 @@ class Writer:
         value = site.nodes[0].input(index)
         assert value is not None
         mine = {(id(node), index) for node in site.nodes}
-        if value.outer is not None or value.captured or value.is_output:
+        if value.captured or value.is_output or {(id(node), place) for node, place in value.users} != mine:
             return None
-        if any(node.input(index) is not value for node in site.nodes):
+        source = value
+        while source.outer is not None:  # captured: the name means the same everywhere, so its readers can be counted
+            source = source.outer
+        if source is not value and (source.is_output or self._before[value.name] != len(mine)):
             return None
-        if {(id(node), place) for node, place in value.users} != mine:
-            return None
-        return _tensor(value)
+        return _tensor(source)
 
     def _add(self, site: Site, index: int, content: Array) -> None:
         name = self._graph.unique_name(f"{site.name}.{_ROLES[index]}")
