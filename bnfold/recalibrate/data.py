@@ -190,6 +190,7 @@ class Data:
         for port in self.inputs:
             value = feeds[port.name]
             file, sample = self.source.place(int(rows[0]))
+            sample = "" if self.order is not None else sample  # rows are alike: no one of them is to blame
             tensor = f"input {quoted(port.name)}"
             if value.dtype.name != port.type:
                 what = f"is {value.dtype.name}; the model takes {port.type}"
