@@ -18,7 +18,6 @@ from bnfold.errors import ModelError, UsageError, quoted
 from bnfold.fold import Options
 from bnfold.frontends import GiveBack, naming, open_model
 from bnfold.graph import Graph
-from bnfold.inspection import Port, port_of
 from bnfold.model_file import LoadedModel, save, to_proto
 from bnfold.recalibrate.data import SHORT, fixed_batch, open_data
 from bnfold.recalibrate.drift import Drift
@@ -28,6 +27,7 @@ from bnfold.recalibrate.moments import Moments
 from bnfold.recalibrate.sites import Site, Unmeasured, batch_norms, find_sites
 from bnfold.recalibrate.write import Writer, stored
 from bnfold.shapes import Shapes
+from bnfold.verify.inputs import ports
 from bnfold.verify.runtime import PROVIDERS
 
 log = logging.getLogger("bnfold")
@@ -158,7 +158,7 @@ def recalibrate(
         work, graph, shapes = _copy(original)
         sites, left = find_sites(graph, shapes, Options(only, skip).chosen, freeze)
         _demand_sites(graph, sites, left)
-        inputs = _inputs(original)
+        inputs, _ = ports(original.proto)
         opened = open_data(data, inputs, batch_size=batch_size, samples=samples, seed=seed)
         chosen, why = _settled(method, fixed_batch(inputs))
         batches = Counting(opened.batches())
@@ -179,12 +179,6 @@ def _copy(original: LoadedModel) -> tuple[LoadedModel, Graph, Shapes]:
     work = LoadedModel(proto, original.weights, original.path)
     graph = Graph(proto)
     return work, graph, Shapes(graph, work)
-
-
-def _inputs(model: LoadedModel) -> list[Port]:
-    """What has to be fed: initializers that are inputs too keep what they hold."""
-    initial = {tensor.name for tensor in model.proto.graph.initializer}
-    return [port_of(info) for info in model.proto.graph.input if info.name not in initial]
 
 
 def _settled(method: Method, batch: int | None) -> tuple[Method, tuple[str, ...]]:
