@@ -257,7 +257,7 @@ def open_data(
     if batch_size < 1 or (samples is not None and samples < 1):
         raise UsageError("the size of a batch and the number of samples are at least 1")
     size = fixed_batch(inputs) or batch_size
-    found, classes = _opened(source, inputs, images or ImageOptions(), labels)
+    found, classes = _opened(source, inputs, images or ImageOptions(), labels, seed)
     data = Data(found, tuple(inputs), size, None, samples, images or ImageOptions(), seed, classes)
     if not hasattr(found, "take"):
         return data
@@ -283,7 +283,7 @@ def open_labelled(
     Raises: UsageError.
     """
     images = replace(images or ImageOptions(), augment_pad=None)
-    found, classes = _opened(source, inputs, images, labels)
+    found, classes = _opened(source, inputs, images, labels, 0)
     order = np.arange(found.count)
     return Data(found, tuple(inputs), fixed_batch(inputs) or batch_size, order, None, images, 0, classes)
 
@@ -296,7 +296,9 @@ def fixed_batch(inputs: Sequence[Port]) -> int | None:
     return next(iter(sizes), None)
 
 
-def _opened(source: Any, inputs: Sequence[Port], images: ImageOptions, labels: str | None) -> tuple[Any, Array | None]:
+def _opened(
+    source: Any, inputs: Sequence[Port], images: ImageOptions, labels: str | None, seed: int
+) -> tuple[Any, Array | None]:
     from bnfold.recalibrate import data_files, data_python
 
     if isinstance(source, (str, os.PathLike)):
@@ -311,7 +313,7 @@ def _opened(source: Any, inputs: Sequence[Port], images: ImageOptions, labels: s
         shown = None
     if labels is not None:
         raise UsageError("labels can only be read from an .npz")
-    return data_python.open_object(source, inputs, shown), None
+    return data_python.open_object(source, inputs, shown, seed), None
 
 
 def _split(source: str) -> tuple[str, str | None]:

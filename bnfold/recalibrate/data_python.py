@@ -7,6 +7,7 @@ are known by their methods: torch is never imported here.
 
 from __future__ import annotations
 
+import bisect
 import importlib
 import importlib.util
 import os
@@ -28,20 +29,28 @@ LONGEST = 200
 class ObjectStream:
     """What an object of Python gives, from the beginning each time.
 
+    Lists, and what can only be indexed (a torch Dataset), are shuffled: such sets are often sorted by class.
+
     Args:
         start: begins again.
         inputs: of the model.
         shown: how the user named it.
+        seed: of the order.
     """
 
-    def __init__(self, start: Callable[[], Iterator[Any]], inputs: Sequence[Port], shown: str | None) -> None:
-        self._start, self._inputs, self._shown = start, inputs, shown
+    def __init__(self, start: Callable[[], Any], inputs: Sequence[Port], shown: str | None, seed: int) -> None:
+        self._start, self._inputs, self._shown, self._seed = start, inputs, shown, seed
+        self._order: Array | None = None
+        self._ends: list[int] = []  # of each item, in samples
 
     def pieces(self) -> Iterator[dict[str, Array]]:
         """Some samples at a time."""
-        items = self._start()
-        given = 0
+        source = self._start()
+        self._order = np.random.default_rng(self._seed).permutation(len(source)) if _is_sequence(source) else None
+        self._ends = []
+        items = _items(source, self._order, self._shown)
         while True:
+            given = self._ends[-1] if self._ends else 0
             try:
                 item = next(items)
             except StopIteration:
@@ -50,20 +59,23 @@ class ObjectStream:
                 raise
             except Exception as error:
                 what = f"raised {_line(error)}; --traceback shows where"
-                raise UsageError(what, file=self._shown, where=f"sample {given}") from error
+                raise UsageError(what, file=self._shown, where=self.place(given)[1]) from error
             try:
                 piece = as_feeds(item, self._inputs)
             except UsageError as error:
-                raise UsageError(error.what, file=self._shown, where=f"sample {given}") from error
-            given += len(next(iter(piece.values())))
+                raise UsageError(error.what, file=self._shown, where=self.place(given)[1]) from error
+            self._ends.append(given + len(next(iter(piece.values()))))
             yield piece
 
     def place(self, row: int) -> tuple[str | None, str]:
-        """Number of a sample."""
-        return self._shown, f"sample {row}"
+        """Number of a sample; of what can be indexed, the index of the item that it is in."""
+        item = bisect.bisect_right(self._ends, row)
+        if self._order is None or item >= len(self._order):
+            return self._shown, f"sample {row}"
+        return self._shown, f"item {self._order[item]}"
 
 
-def open_object(source: Any, inputs: Sequence[Port], shown: str | None) -> ArrayRows | ObjectStream:
+def open_object(source: Any, inputs: Sequence[Port], shown: str | None, seed: int) -> ArrayRows | ObjectStream:
     """Samples from an object.
 
     Raises: UsageError if it gives none.
@@ -75,10 +87,10 @@ def open_object(source: Any, inputs: Sequence[Port], shown: str | None) -> Array
         found = {name: Part(array.shape, array.dtype, array) for name, array in arrays.items()}
         chosen = choose(found, None, inputs, shown)
         return ArrayRows({name: [part] for name, part in chosen.items()}, [shown])
-    if not isinstance(source, type) and (hasattr(source, "get_next") or isinstance(source, Iterable)):
-        return ObjectStream(_Again(source), inputs, shown)
+    if not isinstance(source, (type, str, bytes)) and _gives_items(source):
+        return ObjectStream(_Again(source), inputs, shown, seed)
     if callable(source):
-        return ObjectStream(lambda: _items(_called(source, shown), shown), inputs, shown)
+        return ObjectStream(lambda: _called(source, shown), inputs, shown, seed)
     what = f"{type(source).__name__} gives no samples; an iterable, or a function that makes one, is needed"
     raise UsageError(what, file=shown)
 
@@ -139,8 +151,10 @@ def as_array(value: Any, name: str = "") -> Array:
             value = getattr(value, step)() if hasattr(value, step) else value
         try:
             value = value.numpy()
-        except TypeError as error:  # torch's bfloat16
-            raise UsageError(f"can't be made an array: {_line(error)}") from error
+        except TypeError as error:  # torch gives no array of bfloat16
+            if not str(value.dtype).endswith("bfloat16"):
+                raise UsageError(f"can't be made an array: {_line(error)}") from error
+            value = value.float().numpy().astype(np.dtype("bfloat16"))
     elif not isinstance(value, (np.ndarray, np.generic)):
         what = f"input {quoted(name)} is a {type(value).__name__}; arrays or tensors are needed"
         raise UsageError(what if name else f"a {type(value).__name__}; arrays or tensors are needed")
@@ -154,20 +168,33 @@ class _Again:
     def __init__(self, source: Any) -> None:
         self._source, self._begun = source, False
 
-    def __call__(self) -> Iterator[Any]:
+    def __call__(self) -> Any:
         again, self._begun = self._begun, True
         if again and hasattr(self._source, "rewind"):
             self._source.rewind()
-        elif again and (hasattr(self._source, "get_next") or iter(self._source) is self._source):
+        elif again and (hasattr(self._source, "get_next") or isinstance(self._source, Iterator)):
             what = "the samples can be gone through only once, and are needed again"
             raise UsageError(f"{what}; give a function that makes them, or a reader with rewind()")
-        return _items(self._source, None)
+        return self._source
 
 
-def _items(source: Any, shown: str | None) -> Iterator[Any]:
+def _gives_items(source: Any) -> bool:
+    return hasattr(source, "get_next") or isinstance(source, Iterable) or hasattr(source, "__getitem__")
+
+
+def _is_sequence(source: Any) -> bool:
+    """Whether it is a list, or has a length and can be indexed, and can't be gone through in another way."""
+    if isinstance(source, (list, tuple)):
+        return True
+    return hasattr(source, "__len__") and hasattr(source, "__getitem__") and not hasattr(source, "__iter__")
+
+
+def _items(source: Any, order: Array | None, shown: str | None) -> Iterator[Any]:
+    if order is not None:
+        return (source[int(index)] for index in order)
     if hasattr(source, "get_next"):
         return _read(source)
-    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+    if not _gives_items(source):
         raise UsageError(f"gave a {type(source).__name__}, which can't be iterated over", file=shown)
     return iter(source)
 
