@@ -353,3 +353,11 @@ def test_drift_says_how_far() -> None:
     assert (moved.shift, moved.ratio, moved.score) == (1, 1, 1)
     wider = bnfold.Drift("bn", "", 1, zero, one, zero, 4 * one, 100, 0.0)
     assert (wider.shift, wider.ratio, wider.score) == (0, 2, 0.5 * (0.25 + 4) - 1)
+
+
+def test_what_does_not_fit_the_cache_goes_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, x = conv_net(), samples(64, CHANNELS, 6, 6)
+    small, large = (in_order(model, x, 16, method="exact", cache_size=size).model for size in (3000, 1 << 30))
+    assert small == large
+    assert not list(tmp_path.iterdir())

@@ -40,6 +40,8 @@ SCHEMA_VERSION = 1
 # Images that the source's statistics count for in 'blend': of 16 and 128, 16 won 1 to 3 points with 32 and 128
 # images of CIFAR-10, and 128 lost 5 to 35 (docs/recalibration.md).
 SOURCE_WEIGHT = 16.0
+# Bytes of activations in memory: 1,024 images of 128 × 128 pixels take 1 to 2 GB at most on resnets.
+CACHE_SIZE = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def recalibrate(
     samples: int | None = None,
     seed: int = 0,
     provider: str = "cpu",
+    cache_size: int = CACHE_SIZE,
 ) -> RecalibrationResult:
     """Measure the mean and variance of every BatchNormalization on data, and put them in the place of the old ones.
 
@@ -141,6 +144,7 @@ def recalibrate(
         samples: use at most so many.
         seed: of the order of the data.
         provider: 'cpu', 'cuda' or 'tensorrt'.
+        cache_size: bytes that 'exact' and 'blend' keep of values between segments in memory; more goes to files.
 
     Raises:
         UsageError: no model, no data, or arguments that make no sense.
@@ -167,7 +171,7 @@ def recalibrate(
         if chosen == "pooled":
             moments = measure_pooled(to_proto(original), sites, batches, provider)
         else:
-            moments = measure_exact(original, sites, batches, provider, recipe, writer.types)
+            moments = measure_exact(original, sites, batches, provider, recipe, writer.types, cache_size)
         drift = tuple(_write(writer, sites, moments, recipe, batches.samples))
     notices = (*why, *opened.notices, *_told(sites, moments, drift), *_unmatched(graph, only, skip))
     return RecalibrationResult(chosen, batches.samples, drift, tuple(left), notices, work, give_back)

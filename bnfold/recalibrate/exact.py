@@ -9,7 +9,7 @@ a densenet121) are not needed. What no later segment reads leaves the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
 from bnfold.graph import Graph
 from bnfold.model_file import LoadedModel
+from bnfold.recalibrate.cache import Cache
 from bnfold.recalibrate.instrument import Reading, moments_nodes
 from bnfold.recalibrate.measure import Counting, Recipe, make_runner, run, take_in
 from bnfold.recalibrate.moments import Moments
@@ -31,8 +32,9 @@ Types = Callable[[Site], tuple[Any, Any]]
 
 
 def measure_exact(
-    model: LoadedModel, sites: Sequence[Site], data: Counting, provider: str, recipe: Recipe, types: Types
-) -> list[Moments]:
+    model: LoadedModel, sites: Sequence[Site], data: Counting, provider: str, recipe: Recipe, types: Types,
+    cache_size: int,
+) -> list[Moments]:  # fmt: skip
     """The moments of every site's input, all batches together.
 
     Args:
@@ -42,33 +44,43 @@ def measure_exact(
         provider: where it runs, 'cpu', 'cuda' or 'tensorrt'.
         recipe: makes statistics of moments, for those that are downstream.
         types: the dtypes that a site's mean and variance are stored in: downstream sees what the file will hold.
+        cache_size: bytes of values between segments that are kept in memory; more goes to files.
 
     Raises: ModelError if the model can't be run, a BN is out of reach, or a statistic is not finite.
     """
     plan = _Plan(prepare(model), sites)
     moments = [Moments() for _ in sites]
-    cache: list[Feeds] = []
-    for level, here in enumerate(plan.sites_at):
-        wanted = [name for reading in here for name in reading.names]
-        kept = plan.to_cache(level)
-        runner, batches = None, iter(data) if level == 0 else iter(cache)
-        for number, given in enumerate(batches):
-            if runner is None:
-                cuts = {name: _element_type(name, value) for name, value in given.items() if name not in plan.inputs}
-                segment = cut_model(plan.proto, cuts, [*wanted, *kept])
-                runner = make_runner(segment, provider, [*wanted, *kept])
-            values = run(runner, {name if name in plan.inputs else CUT + name: given[name] for name in given})
-            take_in(moments, sites, here, values, number)
-            held = {name: value for name, value in given.items() if plan.last_read(name) > level}
-            held |= {name: values[name] for name in kept}
-            if level == 0:
-                cache.append(held)
-            else:
-                cache[number] = held
-        for index in {reading.site for reading in here}:
-            mean, variance = recipe.statistics(sites[index], moments[index], data.samples)
-            plan.put(index, mean, variance, types)
+    with Cache(cache_size) as cache:
+        for level, here in enumerate(plan.sites_at):
+            batches = _received(cache, data) if level == 0 else map(cache.get, range(len(cache)))
+            for number, values in enumerate(_segment(plan, level, batches, cache, provider)):
+                take_in(moments, sites, here, values, number)
+            for index in {reading.site for reading in here}:
+                mean, variance = recipe.statistics(sites[index], moments[index], data.samples)
+                plan.put(index, mean, variance, types)
     return moments
+
+
+def _received(cache: Cache, data: Counting) -> Iterator[Feeds]:
+    for feeds in data:
+        cache.add()
+        cache.put(len(cache) - 1, feeds)
+        yield feeds
+
+
+def _segment(plan: _Plan, level: int, batches: Iterable[Feeds], cache: Cache, provider: str) -> Iterator[Feeds]:
+    """What a segment says of each batch; the cache holds what later ones read after that."""
+    kept = plan.to_cache(level)
+    wanted = [*(name for reading in plan.sites_at[level] for name in reading.names), *kept]
+    runner = None
+    for number, given in enumerate(batches):
+        if runner is None:
+            cuts = {name: _element_type(name, value) for name, value in given.items() if name not in plan.inputs}
+            runner = make_runner(cut_model(plan.proto, cuts, wanted), provider, wanted)
+        values = run(runner, {name if name in plan.inputs else CUT + name: given[name] for name in given})
+        cache.drop(number, [name for name in given if plan.last_read(name) <= level])
+        cache.put(number, {name: values[name] for name in kept})
+        yield values
 
 
 def _element_type(name: str, value: object) -> int:
