@@ -221,6 +221,8 @@ def recalibrate(
     augment: options.Augment = None,
     labels: options.Labels = None,
     test: options.Test = None,
+    metric: options.Metric = None,
+    plot: options.Plot = None,
     only_if_better: options.OnlyIfBetter = False,
     undo: options.Undo = None,
     restore: options.Restore = None,
@@ -235,7 +237,7 @@ def recalibrate(
         model, data=data, output=output, in_place=in_place, force=force, dry_run=dry_run, method=method,
         source_weight=source_weight, unbiased=unbiased, freeze=freeze, batch_size=batch_size, samples=samples,
         seed=seed, only=only or (), skip=skip or (), provider=provider, labels=labels, test=test,
-        only_if_better=only_if_better, undo=undo, restore=restore,
+        metric=metric, plot=plot, only_if_better=only_if_better, undo=undo, restore=restore,
     )  # fmt: skip
     images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
               "augment": augment}  # fmt: skip

@@ -12,10 +12,9 @@ from . import render
 
 if TYPE_CHECKING:
     from bnfold import RecalibrationResult
-    from bnfold.recalibrate.accuracy import Accuracy
     from bnfold.recalibrate.drift import Drift
 
-    from .recalibrate import Request
+    from .recalibrate import Judgement, Request
 
 # What is shown without -v: BNs of the table, notices, BNs that could not be measured.
 ROWS, NOTICES, UNMEASURED = 12, 5, 3
@@ -28,7 +27,7 @@ ADVICE = (
 def show(
     result: RecalibrationResult,
     request: Request,
-    accuracies: tuple[Accuracy, Accuracy] | None,
+    judgements: Sequence[Judgement],
     notices: Sequence[str],
     files: Sequence[Path],
     *,
@@ -45,13 +44,12 @@ def show(
     left = result.unmeasured if verbose else result.unmeasured[:UNMEASURED]
     rows += [("not", f"{quoted(one.name)}: {one.why}") for one in left]
     rows += _more(len(result.unmeasured) - len(left))
-    if accuracies is not None:
-        rows.append(("accuracy", _change(*accuracies)))
+    rows += [(one.label, one.shown) for one in judgements]
     rows.append(("advice", ADVICE))
     shown = notices if verbose else notices[:NOTICES]
     rows += [("notice", notice) for notice in shown]
     rows += _more(len(notices) - len(shown))
-    rows.append(("result", "nothing was written: it is no better") if worse else _outcome(request, files))
+    rows += _outcome(request, files, worse=worse)
     render.show(rows)
     print()
     worst = sorted(result.drift, key=lambda one: -one.score if one.score == one.score else float("-inf"))
@@ -64,25 +62,22 @@ def show_restored(request: Request, count: int, notices: Sequence[str], files: S
     """Print what became of a model that got its old statistics back."""
     rows = [("read", _file(Path(request.model))), ("BN", f"{count} have their statistics of {request.restore} again")]
     rows += [("notice", notice) for notice in notices]
-    render.show([*rows, _outcome(request, files)])
+    render.show([*rows, *_outcome(request, files, worse=False)])
 
 
-def _outcome(request: Request, files: Sequence[Path]) -> render.Row:
+def _outcome(request: Request, files: Sequence[Path], *, worse: bool) -> Iterator[render.Row]:
+    """What was written; of a model, whether or not."""
+    if worse:
+        yield "result", "the model was not written: it is no better"
+    elif request.dry_run:
+        exists = " (exists: that will take --force)" if not request.overwrite and request.target.exists() else ""
+        yield "dry run", f"no model was written; it would be {request.target}{exists}"
     if files:
-        return "wrote", ", ".join(map(_file, files))
-    exists = " (exists: that will take --force)" if not request.overwrite and request.target.exists() else ""
-    return "dry run", f"nothing was written; it would be {request.target}{exists}"
+        yield "wrote", ", ".join(map(_file, files))
 
 
 def _file(path: Path) -> str:
     return f"{path} ({render.size(path.stat().st_size)})"
-
-
-def _change(before: Accuracy, after: Accuracy) -> str:
-    def percent(one: Accuracy) -> str:
-        return f"{one.percent:.2f} % ({one.right} of {one.count})"
-
-    return f"{percent(before)} → {percent(after)}, on samples that were not measured on"
 
 
 def _more(count: int) -> Iterator[render.Row]:

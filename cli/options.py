@@ -56,6 +56,12 @@ Augment = Annotated[
 ]
 Labels = Annotated[Text, _option("--labels", metavar="KEY", text=_LABELS)]
 Test = Annotated[Text, _option("--test", metavar="FILE.npz[:KEY]", text="Evaluate on this instead, with its labels.")]
-OnlyIfBetter = Annotated[bool, typer.Option("--only-if-better", help="Write only if accuracy is higher; see --labels.")]
+Metric = Annotated[
+    Text, _option("--metric", metavar="FILE.py:NAME", text="A function of an InferenceSession; more is better.")
+]
+Plot = Annotated[Text, _option("--plot", metavar="FILE", text="Draw the drift by depth (.png, .svg).")]
+OnlyIfBetter = Annotated[
+    bool, typer.Option("--only-if-better", help="Write only what --labels and --metric find better.")
+]
 Undo = Annotated[Text, _option("--undo", metavar="FILE", text="Keep the old statistics there.")]
 Restore = Annotated[Text, _option("--restore", metavar="FILE", text="Put back what --undo kept; measures nothing.")]

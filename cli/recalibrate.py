@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,32 @@ from . import drift, render
 
 if TYPE_CHECKING:
     from bnfold import RecalibrationResult
-    from bnfold.recalibrate.accuracy import Accuracy
     from bnfold.recalibrate.data import Data
     from bnfold.recalibrate.images import ImageOptions
 
 # Zeros around an image in the usual training of CIFAR-10.
 PAD = 4
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How good the model was before and is after: numbers, of which more is better, and texts."""
+
+    label: str
+    before: float
+    after: float
+    shown: str
+    samples: int | None = None
+
+    @property
+    def better(self) -> bool:
+        """Whether recalibration brought something."""
+        return self.after > self.before
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        found = {"before": self.before, "after": self.after}
+        return {self.label: found if self.samples is None else {**found, "samples": self.samples}}
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,8 @@ class Request:
     provider: str
     labels: str | None
     test: str | None
+    metric: str | None
+    plot: str | None
     only_if_better: bool
     undo: str | None
     restore: str | None
@@ -86,17 +108,18 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
         _demand_places(request)
         data, held_out = _opened(request, options)
         result = _measured(request, data)
-        accuracies = None if held_out is None else _evaluated(request, result, held_out)
-        worse = request.only_if_better and accuracies is not None and accuracies[1].right <= accuracies[0].right
+        judgements = list(_judged(request, result, held_out))
+        worse = request.only_if_better and not all(one.better for one in judgements)
         files = [] if request.dry_run or worse else _written(request, result)
+        files += _plotted(request, result)
 
     notices = list(dict.fromkeys((*result.notices, *(held_out.notices if held_out is not None else ()))))
     if json:
         names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
-        render.as_json(names | {"data": request.data, "accuracy": _as_dict(accuracies)} | result.to_dict()
-                       | {"notices": notices})  # fmt: skip
+        judged = {key: value for one in judgements for key, value in one.to_dict().items()}
+        render.as_json(names | {"data": request.data} | judged | result.to_dict() | {"notices": notices})
     elif not quiet:
-        drift.show(result, request, accuracies, notices, files, verbose=verbose, worse=worse)
+        drift.show(result, request, judgements, notices, files, verbose=verbose, worse=worse)
 
 
 def _demand_sense(request: Request) -> None:
@@ -113,16 +136,24 @@ def _demand_sense(request: Request) -> None:
         raise UsageError("--source-weight is of --method blend; drop one of the two")
     if request.test is not None and request.labels is None:
         raise UsageError("--test needs --labels, the name of the array that says what is right")
-    if request.only_if_better and request.labels is None:
-        raise UsageError("--only-if-better needs --labels, to know what is better")
+    if request.only_if_better and request.labels is None and request.metric is None:
+        raise UsageError("--only-if-better needs --labels or --metric, to know what is better")
+    if request.metric is not None:
+        _named(request.metric)
     if request.undo is not None and Path(request.undo).absolute() == request.target.absolute():
         raise UsageError("--undo is the output itself; choose another name", file=request.undo)
 
 
 def _demand_places(request: Request) -> None:
     """Soon, rather than after minutes of work: can the files be written?"""
+    from importlib.util import find_spec
+
     from bnfold.atomic import check_output
 
+    if request.plot is not None:
+        if find_spec("matplotlib") is None:
+            raise UsageError("--plot needs matplotlib; pip install 'bnfold[plot]'")
+        check_output(Path(request.plot), True, [])
     if not request.dry_run and os.path.exists(request.model):
         check_output(request.target, request.overwrite, [])
         if request.undo is not None:
@@ -159,14 +190,41 @@ def _measured(request: Request, data: Data) -> RecalibrationResult:
     )  # fmt: skip
 
 
-def _evaluated(request: Request, result: RecalibrationResult, held_out: Data) -> tuple[Accuracy, Accuracy]:
-    """How often the model is right before and after."""
+def _judged(request: Request, result: RecalibrationResult, held_out: Data | None) -> Iterator[Judgement]:
+    """How good the model is before and after, by labels and by the user's metric, if there are any."""
+    if held_out is None and request.metric is None:
+        return
     from bnfold.frontends import naming
     from bnfold.model_file import load, to_proto
-    from bnfold.recalibrate.accuracy import accuracy
+    from bnfold.recalibrate.accuracy import accuracy, metric
+    from bnfold.recalibrate.data_python import imported
 
     with naming(Path(request.model)):
-        return accuracy(to_proto(load(request.model)), held_out), accuracy(result.model, held_out)
+        old = to_proto(load(request.model))
+        if held_out is not None:
+            before, after = accuracy(old, held_out), accuracy(result.model, held_out)
+            shown = f"{before} → {after}, on samples that were not measured on"
+            yield Judgement("accuracy", before.fraction, after.fraction, shown, before.count)
+        if request.metric is not None:
+            function = imported(*_named(request.metric))
+            first, second = metric(old, function), metric(result.model, function)
+            yield Judgement("metric", first, second, f"{first:.6g} → {second:.6g}, by {request.metric}")
+
+
+def _named(metric: str) -> tuple[str, str]:
+    path, colon, name = metric.rpartition(":")
+    if not colon or not path:
+        raise UsageError(f"--metric is FILE.py:FUNCTION or MODULE:FUNCTION, not {quoted(metric)}")
+    return path, name
+
+
+def _plotted(request: Request, result: RecalibrationResult) -> list[Path]:
+    if request.plot is None:
+        return []
+    from bnfold.recalibrate.plot import plot
+
+    plot(result.drift, request.plot, os.path.basename(request.model))
+    return [Path(request.plot)]
 
 
 def _written(request: Request, result: RecalibrationResult) -> list[Path]:
@@ -194,13 +252,6 @@ def _restore(request: Request, *, json: bool, quiet: bool, verbose: bool) -> Non
         render.as_json({**names, "restored": count, "notices": list(model.notices)})
     elif not quiet:
         drift.show_restored(request, count, model.notices, files)
-
-
-def _as_dict(accuracies: tuple[Accuracy, Accuracy] | None) -> dict[str, Any] | None:
-    if accuracies is None:
-        return None
-    before, after = accuracies
-    return {"before": before.right / before.count, "after": after.right / after.count, "samples": before.count}
 
 
 # -- images -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import signal
@@ -134,7 +135,7 @@ def test_restore_refuses_what_is_not_its_own(model: Path, tmp_path: Path) -> Non
 
 def test_dry_run_writes_nothing(model: Path) -> None:
     out = ok("recalibrate", model, "--data", CALIB, "--dry-run", "--undo", model.with_name("u.npz"))
-    assert rows(out)["dry run"] == f"nothing was written; it would be {model.with_name('m.recalibrated.onnx')}"
+    assert rows(out)["dry run"] == f"no model was written; it would be {model.with_name('m.recalibrated.onnx')}"
     assert sorted(files(model.parent)) == ["m.onnx"]
 
 
@@ -173,11 +174,38 @@ def test_only_if_better(model: Path) -> None:
     np.save(model.with_name("grey.npy"), np.full((200, 1, 8, 8), 0.5, np.float32))
     data = ("--data", model.with_name("grey.npy"), *TEST, "--only-if-better")
     out = ok("recalibrate", whole, *data, "--undo", model.with_name("u.npz"))
-    assert rows(out)["result"] == "nothing was written: it is no better"
+    assert rows(out)["result"] == "the model was not written: it is no better"
     assert not {"whole.recalibrated.onnx", "u.npz"} & set(files(model.parent))
     assert json.loads(ok("recalibrate", whole, *data, "--json"))["written"] == []
     out = ok("recalibrate", damaged(model), "--data", CALIB, *TEST, "--only-if-better")
     assert rows(out)["wrote"].startswith(str(model.with_name("m.recalibrated.onnx")))
+
+
+def test_metric(model: Path) -> None:
+    script = model.with_name("judge.py")
+    script.write_text(
+        "import numpy as np\n"
+        f"D = np.load({str(DIGITS)!r})\n"
+        "def right(session):\n"
+        "    found = session.run(None, {'input': D['test_x']})[0].argmax(axis=1)\n"
+        "    return (found == D['test_y']).mean()\n"
+        "def wrong(session):\n"
+        "    return -right(session)\n"
+    )
+    arguments = ("recalibrate", damaged(model), "--data", CALIB, "--only-if-better", "--metric")
+    out = ok(*arguments, f"{script}:wrong")
+    assert rows(out)["result"] == "the model was not written: it is no better"
+    found = json.loads(ok(*arguments, "judge:right", "--json", cwd=model.parent))
+    assert found["metric"]["before"] < 0.9 < 0.95 < found["metric"]["after"] and len(found["written"]) == 1
+
+
+def test_plot(model: Path) -> None:
+    arguments = ("recalibrate", "m.onnx", "--data", CALIB, "--dry-run", "--plot", "drift.svg")
+    if importlib.util.find_spec("matplotlib") is None:
+        refused(bnfold(*arguments, cwd=model.parent), "--plot needs matplotlib; pip install 'bnfold[plot]'")
+        return
+    assert rows(ok(*arguments, cwd=model.parent))["wrote"].startswith("drift.svg (")
+    assert "<svg" in model.with_name("drift.svg").read_text()
 
 
 # -- sources ------------------------------------------------------------------------------------------
@@ -241,7 +269,9 @@ BAD_OPTIONS = [
     (("--data", CALIB, "--source-weight", "3"), "--source-weight is of --method blend"),
     (("--data", CALIB, "--method", "magic"), "there is no method 'magic'"),
     (("--data", CALIB, "--provider", "magic"), "there is no provider 'magic'"),
-    (("--data", CALIB, "--only-if-better"), "--only-if-better needs --labels"),
+    (("--data", CALIB, "--only-if-better"), "--only-if-better needs --labels or --metric"),
+    (("--data", CALIB, "--metric", "x.py"), "--metric is FILE.py:FUNCTION or MODULE:FUNCTION, not 'x.py'"),
+    (("--data", CALIB, "--metric", "json:loads"), "the metric raised TypeError: the JSON object must be"),
     (("--data", CALIB, "--test", CALIB), "--test needs --labels"),
     (("--data", CALIB, "--batch-size", "0"), "see `bnfold recalibrate --help`"),
     (("--data", CALIB, "--resize", "1x2x3"), "--resize is a number of pixels or HEIGHTxWIDTH, not '1x2x3'"),

@@ -1,15 +1,20 @@
-"""How often a classifier is right: what recalibration is for, so what it should be judged by."""
+"""How good a model is: what recalibration is for, so what it should be judged by.
+
+For classifiers with labels, how often they are right; for all others, a function of the user's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
 from bnfold.errors import ModelError, UsageError, quoted
 from bnfold.recalibrate.data import Data
-from bnfold.verify.runtime import CannotRun, Runner
+from bnfold.verify.runtime import CannotRun, Runner, first_line
 
 # Axes of an output of class scores: samples, classes; any behind them have to be of size 1.
 CLASSES = 1
@@ -23,9 +28,12 @@ class Accuracy:
     count: int
 
     @property
-    def percent(self) -> float:
-        """The same in percent."""
-        return 100 * self.right / self.count
+    def fraction(self) -> float:
+        """The same from 0 to 1."""
+        return self.right / self.count
+
+    def __str__(self) -> str:
+        return f"{100 * self.fraction:.2f} % ({self.right} of {self.count})"
 
 
 def accuracy(model: ModelProto, data: Data) -> Accuracy:
@@ -59,3 +67,24 @@ def accuracy(model: ModelProto, data: Data) -> Accuracy:
     except CannotRun as why:
         raise ModelError(str(why)) from why
     return Accuracy(right, count)
+
+
+def metric(model: ModelProto, function: Callable[[Any], Any]) -> float:
+    """What the user's function says of a model: it gets an onnxruntime.InferenceSession, and more is better.
+
+    Raises:
+        ModelError: the model can't be run.
+        UsageError: the function fails, or gives no number.
+    """
+    try:
+        session = Runner(model).session
+    except CannotRun as why:
+        raise ModelError(str(why)) from why
+    try:
+        value = float(function(session))
+    except Exception as error:  # the user's code
+        text = first_line(error)
+        raise UsageError(f"the metric raised {type(error).__name__}: {text}; --traceback shows where") from error
+    if not np.isfinite(value):
+        raise UsageError(f"the metric is {value}; a finite number is needed")
+    return value
