@@ -29,6 +29,7 @@ from recalibration_models import (
 
 import bnfold
 from bnfold.errors import ModelError, UsageError
+from bnfold.recalibrate import measure
 from bnfold.recalibrate.moments import Moments
 
 SAMPLES = REPO / "sample_models"
@@ -103,8 +104,13 @@ def test_batches_count_by_their_size() -> None:
 
 @pytest.mark.parametrize("ratio", [1, 100, 1000])
 @pytest.mark.parametrize("shape", [(), (7,), (5, 6), (3, 4, 5)], ids=["rank2", "rank3", "rank4", "rank5"])
-@pytest.mark.parametrize("method", ["pooled", "exact"])
-def test_a_large_mean_costs_no_digits(ratio: float, shape: tuple[int, ...], method: Any) -> None:
+@pytest.mark.parametrize("method", ["pooled", "exact", "elementary"])
+def test_a_large_mean_costs_no_digits(
+    ratio: float, shape: tuple[int, ...], method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == "elementary":  # as on other providers than the CPU
+        method = "pooled"
+        monkeypatch.setattr(measure, "is_plain", lambda provider: True)
     node, tensors = bn("x", "y", "bn")
     model = model_of([node], tensors, (None, CHANNELS, *shape))
     x = samples(600, CHANNELS, *shape, mean=ratio, std=1.0)
@@ -116,7 +122,9 @@ def test_a_large_mean_costs_no_digits(ratio: float, shape: tuple[int, ...], meth
 
 
 @pytest.mark.parametrize("opset", [7, 8, 9, 13, 14, 15, 17, 22])
-def test_every_opset(opset: int) -> None:
+@pytest.mark.parametrize("elementary", [False, True])
+def test_every_opset(opset: int, elementary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "is_plain", lambda provider: elementary)
     node, tensors = bn("x", "n", "bn")
     relu = helper.make_node("Relu", ["n"], ["r"])
     second, more = bn("r", "y", "second")

@@ -21,7 +21,7 @@ from bnfold.graph import Graph
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.cache import Cache
 from bnfold.recalibrate.instrument import Reading, moments_nodes
-from bnfold.recalibrate.measure import Counting, Recipe, make_runner, run, take_in
+from bnfold.recalibrate.measure import Counting, Recipe, is_plain, make_runner, run, take_in
 from bnfold.recalibrate.moments import Moments
 from bnfold.recalibrate.sites import MEAN, VARIANCE, Site
 from bnfold.recalibrate.write import stored, to_inference
@@ -48,7 +48,7 @@ def measure_exact(
 
     Raises: ModelError if the model can't be run, a BN is out of reach, or a statistic is not finite.
     """
-    plan = _Plan(prepare(model), sites)
+    plan = _Plan(prepare(model), sites, is_plain(provider))
     moments = [Moments() for _ in sites]
     with Cache(cache_size) as cache:
         for level, here in enumerate(plan.sites_at):
@@ -98,7 +98,8 @@ class _Plan:
         sites_at: for each level, the readings of the sites that are measured at it.
     """
 
-    def __init__(self, proto: ModelProto, sites: Sequence[Site]) -> None:
+    def __init__(self, proto: ModelProto, sites: Sequence[Site], plain: bool) -> None:
+        self._plain = plain
         self.proto = proto
         self.inputs = {info.name for info in proto.graph.input}
         self._names = Graph(proto)  # nodes are in topological order from here on
@@ -158,7 +159,7 @@ class _Plan:
             names = (next(named), next(named), next(named))
             output = self._names.unique_name(f"bnfold.{count}.normalised")
             self.proto.graph.node.extend(
-                moments_nodes(node.input[0], names, output, site.channels, site.element_type, site.nodes[0])
+                moments_nodes(node.input[0], names, output, site, plain=self._plain)
             )
             levels[self._site_level[number]].append(Reading(number, names))
         return levels

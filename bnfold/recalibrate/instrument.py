@@ -3,7 +3,8 @@
 Each BN becomes one in training mode: it normalises by its batch's own mean and biased variance, and these are
 outputs of its own. With momentum 0 the statistics that the file holds count for nothing. ONNX Runtime computes them
 in two passes, so that a large mean costs no digits (8e-7 at |mean| = 1000 deviations, where E[x²] - E[x]² is off by
-300 %), and no form is faster there (docs/recalibration.md).
+300 %), and no form is faster on a CPU. Other providers get the same from elementary ops: cuDNN's running variance
+is the unbiased one.
 
 Half precision is measured in float32: variances of float16 values overflow float16. What a BN in a body or a
 function measures is led out through the node that holds the body, or through every call; a Loop stacks what its
@@ -23,6 +24,8 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from bnfold.graph import Graph, Node, Scope
 from bnfold.recalibrate.sites import Site
 
+Names = tuple[str, str, str]
+
 HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
@@ -37,7 +40,7 @@ class Reading:
     """
 
     site: int
-    names: tuple[str, str, str]
+    names: Names
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,20 @@ class _Exposed:
     """A reading as the scope at hand names it, and what its values look like."""
 
     site: int
-    names: tuple[str, str, str]
+    names: Names
     channels: int
     element_type: int
 
 
-def instrument(proto: ModelProto, sites: Sequence[Site]) -> list[Reading]:
+def instrument(proto: ModelProto, sites: Sequence[Site], plain: bool = False) -> list[Reading]:
     """Edit a copy of the model: its BNs measure, its outputs are what they say.
 
     Args:
         proto: the copy, with all its tensors.
         sites: of the model that it is a copy of.
+        plain: whether what measures is made of elementary ops.
     """
-    work = _Instrument(proto, sites)
+    work = _Instrument(proto, sites, plain)
     found = work.expose(work.graph.main)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for one in found for name in one.names)
@@ -65,50 +69,92 @@ def instrument(proto: ModelProto, sites: Sequence[Site]) -> list[Reading]:
 
 
 def moments_nodes(
-    source: str, names: tuple[str, str, str], output: str, channels: int, element_type: int, like: Node,
-    scale: Sequence[str] = (),
-) -> list[NodeProto]:  # fmt: skip
-    """Nodes that measure `source` and normalise it by what they find.
+    source: str, names: Names, output: str, site: Site, scale: Sequence[str] = (), plain: bool = False
+) -> list[NodeProto]:
+    """Nodes that measure a value and normalise it by what they find.
 
     Args:
         source: the value to measure.
         names: of its number of elements, its mean and its variance.
         output: the name of the normalised value.
-        channels: its number of channels.
-        element_type: its TensorProto data type.
-        like: the BN whose operator set and epsilon they have.
+        site: whose input it is.
         scale: names of scale and shift; of none: 1 and 0.
+        plain: whether they are made of elementary ops rather than one BN in training mode.
     """
-    half = element_type in HALF
-    inside = TensorProto.FLOAT if half else element_type
-    dtype = helper.tensor_dtype_to_np_dtype(inside)
+    half = site.element_type in HALF
+    dtype = helper.tensor_dtype_to_np_dtype(measured_type(site))
     zeros, ones = f"{names[1]}.zeros", f"{names[1]}.ones"
-    nodes = [_constant(zeros, np.zeros(channels, dtype)), _constant(ones, np.ones(channels, dtype))]
+    nodes = [_constant(zeros, np.zeros(site.channels, dtype)), _constant(ones, np.ones(site.channels, dtype))]
     given = [source, *(scale or (ones, zeros))]
     if half:
-        casts = [f"{names[1]}.float{k}" for k in range(3)]
-        nodes += [
-            helper.make_node("Cast", [given[k]], [casts[k]], to=inside) for k in range(3 if scale else 1)
-        ]  # fmt: skip
-        given = [*casts[: 3 if scale else 1], *given[3 if scale else 1 :]]
+        narrow = given[: 3 if scale else 1]
+        given[: len(narrow)] = [f"{names[1]}.float{k}" for k in range(len(narrow))]
+        casts = zip(narrow, given, strict=False)
+        nodes += [helper.make_node("Cast", [old], [new], to=measured_type(site)) for old, new in casts]
     made = f"{names[1]}.normalised" if half else output
-    settings: dict[str, Any] = {"epsilon": like.attribute("epsilon", 1e-5), "momentum": 0.0}
-    outputs = [made, names[1], names[2]]
+    make = _elementary if plain else _training
+    nodes += [*make(given, names, made, site), helper.make_node("Size", [source], [names[0]])]
+    if half:
+        nodes.append(helper.make_node("Cast", [made], [output], to=site.element_type))
+    return nodes
+
+
+def measured_type(site: Site) -> int:
+    """The TensorProto data type that a site is measured in."""
+    return int(TensorProto.FLOAT) if site.element_type in HALF else site.element_type
+
+
+def _training(given: Sequence[str], names: Names, output: str, site: Site) -> list[NodeProto]:
+    """One BN in training mode; with momentum 0 its running statistics are the batch's."""
+    like = site.nodes[0]
+    settings: dict[str, Any] = {"epsilon": site.epsilon, "momentum": 0.0}
+    outputs = [output, names[1], names[2]]
     if like.opset >= 14:
         settings["training_mode"] = 1
     else:  # there five outputs say that it trains
         outputs += [f"{names[1]}.saved", f"{names[2]}.saved"]
-    nodes.append(helper.make_node("BatchNormalization", [*given, zeros, ones], outputs, **settings))
-    nodes.append(helper.make_node("Size", [source], [names[0]]))
-    if half:
-        nodes.append(helper.make_node("Cast", [made], [output], to=element_type))
+    statistics = [f"{names[1]}.zeros", f"{names[1]}.ones"]
+    return [helper.make_node("BatchNormalization", [*given, *statistics], outputs, **settings)]
+
+
+def _elementary(given: Sequence[str], names: Names, output: str, site: Site) -> list[NodeProto]:
+    """The same in two passes of ReduceMean, over (samples, channels, all else)."""
+    nodes: list[NodeProto] = []
+    dtype = helper.tensor_dtype_to_np_dtype(measured_type(site))
+
+    def put(op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        name = name or f"{names[1]}.{len(nodes)}"
+        nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def constant(values: Any) -> str:
+        nodes.append(_constant(f"{names[1]}.{len(nodes)}", np.array(values)))
+        return str(nodes[-1].output[0])
+
+    def mean(value: str) -> str:
+        if site.nodes[0].opset >= 18:
+            return put("ReduceMean", value, constant([0, 2]), keepdims=1)
+        return put("ReduceMean", value, axes=[0, 2], keepdims=1)
+
+    column, vector = constant([1, site.channels, 1]), constant([site.channels])
+    x = put("Reshape", given[0], constant([0, site.channels, -1]))
+    centre = mean(x)
+    difference = put("Sub", x, centre)
+    variance = mean(put("Mul", difference, difference))
+    put("Reshape", centre, vector, name=names[1])
+    put("Reshape", variance, vector, name=names[2])
+    spread = put("Sqrt", put("Add", variance, constant(dtype.type(site.epsilon))))
+    gain = put("Div", put("Reshape", given[1], column), spread)
+    y = put("Add", put("Mul", difference, gain), put("Reshape", given[2], column))
+    put("Reshape", y, put("Shape", given[0]), name=output)
     return nodes
 
 
 class _Instrument:
-    def __init__(self, proto: ModelProto, sites: Sequence[Site]) -> None:
+    def __init__(self, proto: ModelProto, sites: Sequence[Site], plain: bool) -> None:
         self.graph = Graph(proto)
         self._sites = sites
+        self._plain = plain
         numbers = {id(scope): number for number, scope in enumerate(self.graph.scopes)}
         self._site_of = {place: number for number, site in enumerate(sites) for place in site.places}
         self._number = numbers
@@ -137,7 +183,7 @@ class _Instrument:
             scope.proto.node.extend(copies)
         return found
 
-    def _names(self) -> tuple[str, str, str]:
+    def _names(self) -> Names:
         self._count += 1
         count, mean, variance = (
             self.graph.unique_name(f"bnfold.{self._count}.{what}") for what in ("count", "mean", "var")
@@ -148,10 +194,9 @@ class _Instrument:
         site, names = self._sites[number], self._names()
         proto = node.proto
         nodes += moments_nodes(
-            proto.input[0], names, proto.output[0], site.channels, site.element_type, node, proto.input[1:3]
+            proto.input[0], names, proto.output[0], site, proto.input[1:3], self._plain
         )
-        inside = TensorProto.FLOAT if site.element_type in HALF else site.element_type
-        return _Exposed(number, names, site.channels, inside)
+        return _Exposed(number, names, site.channels, measured_type(site))
 
     def _led_out(self, node: Node) -> list[_Exposed]:
         """Through the outputs of the node that holds the bodies."""
@@ -174,7 +219,7 @@ class _Instrument:
         declared = len(node.bodies[0].proto.output) - 3 * len(told) - (node.op == "Loop")
         return self._outside(node.proto, declared, told)
 
-    def _nothing(self, body: GraphProto, one: _Exposed) -> tuple[str, str, str]:
+    def _nothing(self, body: GraphProto, one: _Exposed) -> Names:
         """What the branch that is not taken says: nothing was seen."""
         names = self._names()
         dtype = helper.tensor_dtype_to_np_dtype(one.element_type)

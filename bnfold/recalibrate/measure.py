@@ -66,7 +66,7 @@ def measure_pooled(proto: ModelProto, sites: Sequence[Site], data: Iterable[Feed
 
     Raises: ModelError if the model can't be run, or a statistic is not finite.
     """
-    readings = instrument(proto, sites)
+    readings = instrument(proto, sites, is_plain(provider))
     runner = make_runner(proto, provider)
     moments = [Moments() for _ in sites]
     for number, feeds in enumerate(data):
@@ -108,6 +108,11 @@ def demand_finite(site: Site, mean: Array, variance: Array, batch: int) -> None:
         what = f"the input of this BatchNormalization is not finite, or too large, in batch {batch}"
         where = f"node {quoted(site.name)}, channel {int(np.flatnonzero(bad)[0])}"
         raise ModelError(f"{what}; leave that data out, or look at what is upstream", where=where)
+
+
+def is_plain(provider: str) -> bool:
+    """Whether a provider measures by elementary ops."""
+    return provider != "cpu"
 
 
 def make_runner(proto: ModelProto, provider: str, names: Sequence[str] = ()) -> Runner:
