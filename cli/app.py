@@ -212,6 +212,7 @@ def recalibrate(
     only: options.Only = None,
     skip: options.Skip = None,
     provider: options.Provider = "cpu",
+    cache_size: options.CacheSize = None,
     resize: options.Resize = None,
     crop: options.Crop = None,
     mean: options.Mean = None,
@@ -236,8 +237,8 @@ def recalibrate(
     request = Request(
         model, data=data, output=output, in_place=in_place, force=force, dry_run=dry_run, method=method,
         source_weight=source_weight, unbiased=unbiased, freeze=freeze, batch_size=batch_size, samples=samples,
-        seed=seed, only=only or (), skip=skip or (), provider=provider, labels=labels, test=test,
-        metric=metric, plot=plot, only_if_better=only_if_better, undo=undo, restore=restore,
+        seed=seed, only=only or (), skip=skip or (), provider=provider, cache_size=cache_size, labels=labels,
+        test=test, metric=metric, plot=plot, only_if_better=only_if_better, undo=undo, restore=restore,
     )  # fmt: skip
     images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
               "augment": augment}  # fmt: skip

@@ -45,6 +45,10 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the order of the sa
 Only = Annotated[Patterns, _option("--only", metavar="PATTERN", text="Only nodes of such a name (* ?); repeatable.")]
 Skip = Annotated[Patterns, _option("--skip", metavar="PATTERN", text="Leave such names alone; repeatable.")]
 Provider = Annotated[str, _option("--provider", metavar="NAME", text="cpu, cuda, tensorrt.")]
+CacheSize = Annotated[
+    int | None,
+    typer.Option("--cache-size", metavar="MB", min=0, help="exact, blend: keep so much in memory, the rest in files."),
+]
 Resize = Annotated[Text, _option("--resize", metavar="SIZE", text="Images: N (the shorter side) or HEIGHTxWIDTH.")]
 Crop = Annotated[Text, _option("--crop", metavar="SIZE", text="Images: the middle, N or HEIGHTxWIDTH.")]
 Mean = Annotated[Text, _option("--mean", metavar="M[,M,M]", text="Images: subtracted, after --scale.")]

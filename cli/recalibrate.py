@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Zeros around an image in the usual training of CIFAR-10.
 PAD = 4
+MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Request:
     only: Sequence[str]
     skip: Sequence[str]
     provider: str
+    cache_size: int | None
     labels: str | None
     test: str | None
     metric: str | None
@@ -110,8 +112,8 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
         result = _measured(request, data)
         judgements = list(_judged(request, result, held_out))
         worse = request.only_if_better and not all(one.better for one in judgements)
-        files = [] if request.dry_run or worse else _written(request, result)
-        files += _plotted(request, result)
+        pictures = _plotted(request, result)  # first: nothing is written if it fails
+        files = ([] if request.dry_run or worse else _written(request, result)) + pictures
 
     notices = list(dict.fromkeys((*result.notices, *(held_out.notices if held_out is not None else ()))))
     if json:
@@ -134,6 +136,8 @@ def _demand_sense(request: Request) -> None:
         raise UsageError("what to measure on is missing; give --data")
     if request.source_weight is not None and request.method != "blend":
         raise UsageError("--source-weight is of --method blend; drop one of the two")
+    if request.cache_size is not None and request.method == "pooled":
+        raise UsageError("--cache-size is of --method exact and blend; pooled keeps nothing")
     if request.test is not None and request.labels is None:
         raise UsageError("--test needs --labels, the name of the array that says what is right")
     if request.only_if_better and request.labels is None and request.metric is None:
@@ -182,10 +186,12 @@ def _opened(request: Request, images: ImageOptions) -> tuple[Data, Data | None]:
 def _measured(request: Request, data: Data) -> RecalibrationResult:
     import bnfold
 
-    weight: dict[str, Any] = {} if request.source_weight is None else {"source_weight": request.source_weight}
+    given: dict[str, Any] = {} if request.source_weight is None else {"source_weight": request.source_weight}
+    if request.cache_size is not None:
+        given["cache_size"] = request.cache_size * MEGABYTE
     method: Any = request.method
     return bnfold.recalibrate(
-        request.model, data, method=method, **weight, unbiased=request.unbiased, freeze=request.freeze,
+        request.model, data, method=method, **given, unbiased=request.unbiased, freeze=request.freeze,
         only=request.only, skip=request.skip, provider=request.provider,
     )  # fmt: skip
 

@@ -133,6 +133,20 @@ def test_restore_refuses_what_is_not_its_own(model: Path, tmp_path: Path) -> Non
     assert "m.restored.onnx" not in files(tmp_path)
 
 
+def test_blend_keeps_some_of_the_old(model: Path) -> None:
+    new = {}
+    for name, arguments in (
+        ("all", ("--source-weight", "1e9")),
+        ("none", ("--source-weight", "0", "--cache-size", "0")),
+    ):
+        target = model.with_name(f"{name}.onnx")
+        ok("recalibrate", model, "--data", CALIB, "--method", "blend", *arguments, "-o", target, "-q")
+        new[name] = statistics(target)
+    for name, old in statistics(model).items():
+        assert np.allclose(new["all"][name], old, rtol=1e-5, atol=1e-6)
+        assert not np.allclose(new["none"][name], old, rtol=1e-3)
+
+
 def test_dry_run_writes_nothing(model: Path) -> None:
     out = ok("recalibrate", model, "--data", CALIB, "--dry-run", "--undo", model.with_name("u.npz"))
     assert rows(out)["dry run"] == f"no model was written; it would be {model.with_name('m.recalibrated.onnx')}"
@@ -267,6 +281,7 @@ BAD_OPTIONS = [
     (("--data", CALIB, "-q", "-v"), "--quiet and --verbose contradict each other"),
     (("--data", CALIB, "--in-place", "-o", "x"), "--in-place and --output contradict each other"),
     (("--data", CALIB, "--source-weight", "3"), "--source-weight is of --method blend"),
+    (("--data", CALIB, "--cache-size", "3"), "--cache-size is of --method exact and blend"),
     (("--data", CALIB, "--method", "magic"), "there is no method 'magic'"),
     (("--data", CALIB, "--provider", "magic"), "there is no provider 'magic'"),
     (("--data", CALIB, "--only-if-better"), "--only-if-better needs --labels or --metric"),

@@ -40,7 +40,8 @@ def plot(drift: Sequence[Drift], path: str | os.PathLike[str], title: str) -> No
         axes.set(ylabel=label)
     ratio.axhline(1, linewidth=0.8, color="grey")
     score.bar(places, [one.score for one in drift])
-    score.set(ylabel="score", xlabel="BatchNorm, in the order of the nodes")
+    score.set(ylabel="score", yscale="log", xlabel="BatchNorm, in the order of the nodes")
+    score.xaxis.get_major_locator().set_params(integer=True)
     plain = "".join(c if c.isprintable() else " " for c in title).replace("$", r"\$")  # '$' would begin a formula
     shift.set_title(f"{plain}: median channel, middle half, largest")
     try:
