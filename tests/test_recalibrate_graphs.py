@@ -121,6 +121,22 @@ def test_two_norms_of_the_same_statistics_get_their_own(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_norms_that_were_never_trained_are_not_one(method: Any) -> None:
+    """They share all four tensors in a file, where equal tensors are stored once."""
+    first, _ = bn("x", "a", "first", parameters="both")
+    scale = helper.make_node("Mul", ["a", "three"], ["b"])
+    second, _ = bn("b", "y", "second", parameters="both")
+    values = {"scale": 1, "bias": 0, "mean": 0, "var": 1}
+    tensors = [numpy_helper.from_array(np.full(CHANNELS, v, np.float32), f"both.{k}") for k, v in values.items()]
+    three = numpy_helper.from_array(np.float32(3), "three")
+    model = model_of([first, scale, second], [*tensors, three], (None, CHANNELS))
+    x = samples(64, CHANNELS, std=10)
+    found = statistics_of(checked(bnfold.recalibrate(model, x, method=method).model))
+    assert_statistics(found["first"], x)
+    np.testing.assert_allclose(found["second"][1], 9, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
 def test_a_norm_that_is_applied_twice_sees_both(method: Any) -> None:
     shift = numpy_helper.from_array(np.float32(5), "five")
     one, tensors = bn("x", "a", "one", parameters="shared")
@@ -136,20 +152,19 @@ def test_a_norm_that_is_applied_twice_sees_both(method: Any) -> None:
     assert result.model.graph.node[1].input == model.graph.node[1].input
 
 
-def test_a_norm_that_is_applied_to_its_own_output() -> None:
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_a_norm_that_is_applied_to_its_own_output(method: Any) -> None:
     one, tensors = bn("x", "a", "one", parameters="shared")
     two, _ = bn("a", "y", "two", parameters="shared")
     model = model_of([one, two], tensors, (None, CHANNELS))
     x = samples(64, CHANNELS)
-    result = bnfold.recalibrate(model, x, batch_size=64)
+    result = bnfold.recalibrate(model, x, batch_size=64, method=method)
     expected = reference(model, [x])
     both = np.mean([expected["one"][0], expected["two"][0]], axis=0)
     np.testing.assert_allclose(statistics_of(result.model)["one"][0], both, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ModelError, match="what depends on its own output"):
-        bnfold.recalibrate(model, x, method="exact")
 
 
-def test_a_norm_that_is_applied_at_two_depths_is_measured_at_the_deeper() -> None:
+def test_a_norm_that_is_applied_at_two_depths() -> None:
     one, tensors = bn("x", "a", "one", parameters="shared")
     first, more = bn("x", "b", "first")
     two, _ = bn("b", "c", "two", parameters="shared")

@@ -5,11 +5,14 @@ a value's level is the largest number of BNs on a way to it, and a BN that reads
 when all BNs below are final. Segment k computes the values of level k alone, for every batch, from cached values of
 lower levels; so each node runs once, as in a single pass over the data, and repeated passes (9 on a resnet18, 89 on
 a densenet121) are not needed. What no later segment reads leaves the cache.
+
+A BN that is applied several times normalises each time by what that use saw, as in training; the uses are pooled at
+the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,16 +52,20 @@ def measure_exact(
     Raises: ModelError if the model can't be run, a BN is out of reach, or a statistic is not finite.
     """
     plan = _Plan(prepare(model), sites, is_plain(provider))
-    moments = [Moments() for _ in sites]
+    uses = [sites[number] for _, number in plan.uses]
+    moments = [Moments() for _ in uses]
     with Cache(cache_size) as cache:
-        for level, here in enumerate(plan.sites_at):
+        for level, here in enumerate(plan.readings_at):
             batches = _received(cache, data) if level == 0 else map(cache.get, range(len(cache)))
             for number, values in enumerate(_segment(plan, level, batches, cache, provider)):
-                take_in(moments, sites, here, values, number)
-            for index in {reading.site for reading in here}:
-                mean, variance = recipe.statistics(sites[index], moments[index], data.samples)
-                plan.put(index, mean, variance, types)
-    return moments
+                take_in(moments, uses, here, values, number)
+            for use in (reading.site for reading in here):
+                mean, variance = recipe.statistics(uses[use], moments[use], data.samples)
+                plan.put(use, mean, variance, types)
+    pooled = [Moments() for _ in sites]
+    for (_, number), measured in zip(plan.uses, moments, strict=True):
+        pooled[number].merge(measured)
+    return pooled
 
 
 def _received(cache: Cache, data: Counting) -> Iterator[Feeds]:
@@ -71,7 +78,7 @@ def _received(cache: Cache, data: Counting) -> Iterator[Feeds]:
 def _segment(plan: _Plan, level: int, batches: Iterable[Feeds], cache: Cache, provider: str) -> Iterator[Feeds]:
     """What a segment says of each batch; the cache holds what later ones read after that."""
     kept = plan.to_cache(level)
-    wanted = [*(name for reading in plan.sites_at[level] for name in reading.names), *kept]
+    wanted = [*(name for reading in plan.readings_at[level] for name in reading.names), *kept]
     runner = None
     for number, given in enumerate(batches):
         if runner is None:
@@ -90,12 +97,13 @@ def _element_type(name: str, value: object) -> int:
 
 
 class _Plan:
-    """The graph in levels, with observers at the BNs and statistics of their own for each site.
+    """The graph in levels, with an observer and statistics of its own at each use of each site.
 
     Attributes:
         proto: the model, flat.
         inputs: names of its inputs.
-        sites_at: for each level, the readings of the sites that are measured at it.
+        uses: the BNs that are measured, each with the number of its site.
+        readings_at: for each level, the readings of the uses (by their number) that are measured at it.
     """
 
     def __init__(self, proto: ModelProto, sites: Sequence[Site], plain: bool) -> None:
@@ -104,11 +112,11 @@ class _Plan:
         self.inputs = {info.name for info in proto.graph.input}
         self._names = Graph(proto)  # nodes are in topological order from here on
         self._sites = sites
-        self._norms = _norms(proto, sites)
-        self._value_level, self._site_level = _levels(proto, self._norms, len(sites))
+        self.uses = _uses(proto, sites)
+        self._level = _levels(proto, {id(node) for node, _ in self.uses})
         self._last = self._last_reads()
-        self.sites_at = self._observed()
-        self._statistics = [self._own(number) for number in range(len(sites))]
+        self.readings_at = self._observed()
+        self._statistics = [self._own(use) for use in range(len(self.uses))]
 
     def last_read(self, name: str) -> int:
         """The last level that reads a value; -1 if none does."""
@@ -119,13 +127,13 @@ class _Plan:
         produced = {name for node in self.proto.graph.node for name in node.output}
         return sorted(
             name for name, last in self._last.items()
-            if name in produced and self._value_level.get(name) == level and last > level
+            if name in produced and self._level.get(name) == level and last > level
         )  # fmt: skip
 
-    def put(self, number: int, mean: Array, variance: Array, types: Types) -> None:
-        """Give a site its final statistics, in the types that the file keeps them in."""
-        site = self._sites[number]
-        roles = zip(self._statistics[number], (mean, variance), types(site), ("mean", "variance"), strict=True)
+    def put(self, use: int, mean: Array, variance: Array, types: Types) -> None:
+        """Give a use its final statistics, in the types that the file keeps them in."""
+        site = self._sites[self.uses[use][1]]
+        roles = zip(self._statistics[use], (mean, variance), types(site), ("mean", "variance"), strict=True)
         for tensor, content, dtype, role in roles:
             tensor.CopyFrom(numpy_helper.from_array(stored(content, dtype, site, role), tensor.name))
 
@@ -134,48 +142,44 @@ class _Plan:
         made_by = {name: node for node in self.proto.graph.node for name in node.output if name}
         last: dict[str, int] = {}
         seen: set[int] = set()
-        for node, number in self._norms.values():
-            _note(last, node.input[0], self._site_level[number])
-        waiting = [made_by[node.input[0]] for node, _ in self._norms.values() if node.input[0] in made_by]
+        for node, _ in self.uses:
+            _note(last, node.input[0], self._level.get(node.input[0], 0))
+        waiting = [made_by[node.input[0]] for node, _ in self.uses if node.input[0] in made_by]
         while waiting:
             node = waiting.pop()
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            level = max((self._value_level.get(name, -1) for name in node.output if name), default=-1)
+            level = max((self._level.get(name, -1) for name in node.output if name), default=-1)
             for name in reads(node):
-                if name in self._value_level:
+                if name in self._level:
                     _note(last, name, level)
                 if name in made_by:
                     waiting.append(made_by[name])
         return last
 
     def _observed(self) -> list[list[Reading]]:
-        """Add an observer at each use of each site."""
-        levels: list[list[Reading]] = [[] for _ in range(1 + max(self._site_level))]
-        for count, (node, number) in enumerate(self._norms.values()):
-            site = self._sites[number]
-            named = (self._names.unique_name(f"bnfold.{count}.{what}") for what in ("count", "mean", "var"))
+        """Add an observer at each use."""
+        of_use = [self._level.get(node.input[0], 0) for node, _ in self.uses]
+        levels: list[list[Reading]] = [[] for _ in range(1 + max(of_use, default=-1))]
+        for use, (node, number) in enumerate(self.uses):
+            named = (self._names.unique_name(f"bnfold.{use}.{what}") for what in ("count", "mean", "var"))
             names = (next(named), next(named), next(named))
-            output = self._names.unique_name(f"bnfold.{count}.normalised")
+            output = self._names.unique_name(f"bnfold.{use}.normalised")
             self.proto.graph.node.extend(
-                moments_nodes(node.input[0], names, output, site, plain=self._plain)
+                moments_nodes(node.input[0], names, output, self._sites[number], plain=self._plain)
             )
-            levels[self._site_level[number]].append(Reading(number, names))
+            levels[of_use[use]].append(Reading(use, names))
         return levels
 
-    def _own(self, number: int) -> tuple[TensorProto, TensorProto]:
-        """Statistics that no other site reads, without a content yet."""
+    def _own(self, use: int) -> tuple[TensorProto, TensorProto]:
+        """Statistics that no other BN reads, without a content yet."""
+        node, number = self.uses[use]
         tensors = []
         for index in (MEAN, VARIANCE):
-            tensor = self.proto.graph.initializer.add(name=self._names.unique_name(f"bnfold.{number}.{index}"))
-            tensors.append(tensor)
-            for node, owner in self._norms.values():
-                if owner == number:
-                    node.input[index] = tensor.name
-        for node, owner in self._norms.values():
-            if owner == number:
-                to_inference(node, self._sites[number].nodes[0])
+            tensors.append(self.proto.graph.initializer.add(name=self._names.unique_name(f"bnfold.{use}.{index}")))
+            node.input[index] = tensors[-1].name
+        to_inference(node, self._sites[number].nodes[0])
         return tensors[0], tensors[1]
 
 
@@ -183,38 +187,23 @@ def _note(last: dict[str, int], name: str, level: int) -> None:
     last[name] = max(last.get(name, -1), level)
 
 
-def _norms(proto: ModelProto, sites: Sequence[Site]) -> dict[str, tuple[NodeProto, int]]:
-    """The nodes of the sites in a flat copy, by their output, with the number of their site."""
+def _uses(proto: ModelProto, sites: Sequence[Site]) -> list[tuple[NodeProto, int]]:
+    """The nodes of the sites in a flat copy, each with the number of its site."""
     numbers: dict[str, int] = {}
     for number, site in enumerate(sites):
         if site.scope.label:
             what = f"is in {quoted(site.scope.label)}, where no segment can end; use the method pooled, or skip it"
             raise ModelError(what, where=f"node {quoted(site.name)}")
         numbers |= {node.proto.output[0]: number for node in site.nodes}
-    return {name: (node, numbers[name]) for node in proto.graph.node for name in node.output[:1] if name in numbers}
+    return [(node, numbers[name]) for node in proto.graph.node for name in node.output[:1] if name in numbers]
 
 
-def _levels(
-    proto: ModelProto, norms: Mapping[str, tuple[NodeProto, int]], sites: int
-) -> tuple[dict[str, int], list[int]]:
-    """The level of each value that depends on the data, and of each site.
-
-    A site of several nodes is measured where the last of them can be, which lifts what is downstream of the others.
-    """
-    site_level = [0] * sites
-    for _ in range(sites + 1):
-        values = {info.name: 0 for info in proto.graph.input}
-        before = list(site_level)
-        for node in proto.graph.node:
-            known = [values[name] for name in reads(node) if name in values]
-            if not known:
-                continue
-            level = max(known)
-            if (found := norms.get(node.output[0])) is not None:
-                number = found[1]
-                site_level[number] = max(site_level[number], values.get(node.input[0], 0))
-                level = site_level[number] + 1
-            values.update((name, level) for name in node.output if name)
-        if site_level == before:
-            return values, site_level
-    raise ModelError("applies a BatchNormalization to what depends on its own output; use the method pooled")
+def _levels(proto: ModelProto, measured: Container[int]) -> dict[str, int]:
+    """The level of each value that depends on the data; `measured`: ids of the BNs that are."""
+    levels = {info.name: 0 for info in proto.graph.input}
+    for node in proto.graph.node:
+        known = [levels[name] for name in reads(node) if name in levels]
+        if known:
+            level = max(known) + (id(node) in measured)
+            levels.update((name, level) for name in node.output if name)
+    return levels

@@ -1,7 +1,9 @@
 """Which BatchNormalizations can be measured, and what they hold.
 
 A *site* is one set of statistics. Nodes that read the same statistics, scale and shift are one module that is
-applied several times: they are one site, and its statistics are pooled over all uses.
+applied several times: they are one site, and its statistics are pooled over all uses. But exporters store equal
+tensors once, so that the BNs of a network that was never trained (1, 0, 0, 1 in every channel) share theirs without
+being one: each of these is a site of its own.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ def find_sites(
         if why or mean is None or variance is None:
             left.append(Unmeasured(node.name, why))
             continue
-        key = (number, *(_source(node.input(index)) for index in range(1, 5)), epsilon_of(node))
+        fresh = all(_is_even(constants.array(node.input(index))) for index in range(1, 5))
+        sources = (_source(node.input(index)) for index in range(1, 5))
+        key = (number, *sources, epsilon_of(node), node.index if fresh else None)
         known = sites.get(key)
         sites[key] = Site(
             (*(known.nodes if known else ()), node),
@@ -114,6 +118,11 @@ def _source(value: Value | None) -> Value | None:
     while value is not None and value.outer is not None:
         value = value.outer
     return value
+
+
+def _is_even(array: Array | None) -> bool:
+    """True for a constant of one number throughout."""
+    return array is not None and array.size > 0 and bool((array == array.flat[0]).all())
 
 
 def _why_not(node: Node, mean: Array | None, variance: Array | None, freeze: bool) -> str:
