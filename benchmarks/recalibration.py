@@ -65,19 +65,19 @@ def main() -> int:
     of_speed.add_argument("models", nargs="+")
     of_speed.add_argument("--batch", type=int, default=16)
     of_speed.add_argument("--samples", type=int, default=192)
-    of_speed.add_argument("--size", type=int, default=128, help="of axes that the model leaves open")
+    of_speed.add_argument("--size", type=int, default=128, help="of the images")
     of_speed.add_argument("--runs", type=int, default=3)
     of_memory = verbs.add_parser("memory", help="of one form; speed calls it")
     of_memory.add_argument("form")
     of_memory.add_argument("models", nargs=1)
-    for name in ("--batch", "--samples", "--size"):
+    for name in ("--batch", "--samples"):
         of_memory.add_argument(name, type=int)
     arguments = parser.parse_args()
     if arguments.verb == "table":
         return accuracy_table(arguments.only.split(",") if arguments.only else list(EXPECTED))
     one_cpu()
     if arguments.verb == "memory":
-        print(peak(arguments.models[0], arguments.form, arguments.batch, arguments.samples, arguments.size))
+        print(peak(arguments.models[0], arguments.form, arguments.batch, arguments.samples))
         return 0
     return speed(arguments)
 
@@ -150,56 +150,77 @@ def _top1(model: Path, x: Array, y: Array) -> float:
 
 
 def speed(arguments: argparse.Namespace) -> int:
-    rows = []
-    for model in arguments.models:
-        forms = _forms(model, arguments.batch, arguments.samples, arguments.size)
-        seconds: dict[str, list[float]] = {form: [] for form in forms}
-        for _ in range(arguments.runs):
-            for form, act in forms.items():
-                start = time.process_time()
-                act()
-                seconds[form].append(time.process_time() - start)
-        settings = [f"--{name}={getattr(arguments, name)}" for name in ("batch", "samples", "size")]
-        memory = {
-            form: float(subprocess.run([sys.executable, __file__, "memory", form, model, *settings], check=True,
-                                       capture_output=True, text=True).stdout)
-            for form in forms
-        }  # fmt: skip
-        plain = statistics.median(seconds["plain"])
-        row = [Path(model).name, f"{plain:.2f}", f"{memory['plain']:.0f}"]
-        for form in ("pooled", "exact"):
-            ratios = sorted(mine / other for mine, other in zip(seconds[form], seconds["plain"], strict=True))
-            row.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
-            row.append(f"{memory[form] / memory['plain']:.2f}")
-        say(" | ".join(row))
-        rows.append(row)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [_costs(str(_resized(model, arguments.size, folder)), arguments) for model in arguments.models]
     print(table(["model", "plain, s", "plain, MB", "pooled / plain", "memory", "exact / plain", "memory"], rows))
     return 0
 
 
-def peak(model: str, form: str, batch: int, samples: int, size: int) -> float:
+def _resized(model: str, size: int, folder: str) -> Path:
+    """A copy that takes images of another size."""
+    import onnx
+
+    proto = onnx.load(model)
+    for info in proto.graph.input:
+        for dim in info.type.tensor_type.shape.dim[2:]:
+            dim.dim_value = size
+    del proto.graph.value_info[:]
+    target = Path(folder) / Path(model).name
+    onnx.save(proto, target)
+    return target
+
+
+def _costs(model: str, arguments: argparse.Namespace) -> list[str]:
+    forms = _forms(model, arguments.batch, arguments.samples)
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
+    for _ in range(arguments.runs):
+        for form, act in forms.items():
+            start = time.process_time()
+            act()
+            seconds[form].append(time.process_time() - start)
+    settings = [f"--batch={arguments.batch}", f"--samples={arguments.samples}"]
+    memory = {}
+    for form in forms:
+        words = [sys.executable, __file__, "memory", form, model, *settings]
+        memory[form] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    row = [Path(model).name, f"{statistics.median(seconds['plain']):.2f}", f"{memory['plain']:.0f}"]
+    for form in ("pooled", "exact"):
+        ratios = sorted(mine / other for mine, other in zip(seconds[form], seconds["plain"], strict=True))
+        row.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        row.append(f"{memory[form] / memory['plain']:.2f}")
+    say(" | ".join(row))
+    return row
+
+
+def peak(model: str, form: str, batch: int, samples: int) -> float:
     """Peak MB of a form over what the process held before."""
-    import resource
-
-    act = _forms(model, batch, samples, size)[form]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    act = _forms(model, batch, samples)[form]
+    Path("/proc/self/clear_refs").write_text("5")  # the mark that a process inherits would be its parent's
+    before = _high_water()
     act()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _high_water() - before
 
 
-def _forms(model: str, batch: int, samples: int, size: int) -> dict[str, Callable[[], object]]:
+def _high_water() -> float:
+    """MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def _forms(model: str, batch: int, samples: int) -> dict[str, Callable[[], object]]:
     """What is compared, on the same random batches: made as they are asked for, once for all forms."""
     import numpy as np
     import onnxruntime
 
     import bnfold
+    from bnfold.model_file import load
+    from bnfold.verify.inputs import ports
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    ports = onnxruntime.InferenceSession(model, options).get_inputs()
     rng = np.random.default_rng(0)
-    shapes = {port.name: [d if isinstance(d, int) else size for d in port.shape[1:]] for port in ports}
+    shapes = {port.name: port.shape[1:] for port in ports(load(model).proto)[0]}
     data = [
         {name: rng.standard_normal((batch, *shape), np.float32) for name, shape in shapes.items()}
         for _ in range(samples // batch)

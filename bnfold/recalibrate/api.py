@@ -18,7 +18,7 @@ from bnfold.errors import ModelError, UsageError, quoted
 from bnfold.fold import Options
 from bnfold.frontends import GiveBack, naming, open_model
 from bnfold.graph import Graph
-from bnfold.model_file import LoadedModel, save, to_proto
+from bnfold.model_file import LoadedModel, save
 from bnfold.recalibrate.data import SHORT, fixed_batch, open_data
 from bnfold.recalibrate.drift import Drift
 from bnfold.recalibrate.exact import measure_exact
@@ -159,7 +159,9 @@ def recalibrate(
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
     original, give_back = open_model(model)
     with naming(original.path):
-        work, graph, shapes = _copy(original)
+        work = _copy(original)
+        graph = Graph(work.proto)
+        shapes = Shapes(graph, work)
         sites, left = find_sites(graph, shapes, Options(only, skip).chosen, freeze)
         _demand_sites(graph, sites, left)
         inputs, _ = ports(original.proto)
@@ -169,7 +171,7 @@ def recalibrate(
         recipe = Recipe(unbiased, source_weight if chosen == "blend" else None)
         writer = Writer(graph, work.weights, shapes)
         if chosen == "pooled":
-            moments = measure_pooled(to_proto(original), sites, batches, provider)
+            moments = measure_pooled(_copy(original), sites, batches, provider)
         else:
             moments = measure_exact(original, sites, batches, provider, recipe, writer.types, cache_size)
         drift = tuple(_write(writer, sites, moments, recipe, batches.samples))
@@ -177,12 +179,11 @@ def recalibrate(
     return RecalibrationResult(chosen, batches.samples, drift, tuple(left), notices, work, give_back)
 
 
-def _copy(original: LoadedModel) -> tuple[LoadedModel, Graph, Shapes]:
+def _copy(original: LoadedModel) -> LoadedModel:
+    """To be edited; it holds no weights of its own."""
     proto = ModelProto()
     proto.CopyFrom(original.proto)
-    work = LoadedModel(proto, original.weights, original.path)
-    graph = Graph(proto)
-    return work, graph, Shapes(graph, work)
+    return LoadedModel(proto, original.weights, original.path)
 
 
 def _settled(method: Method, batch: int | None) -> tuple[Method, tuple[str, ...]]:

@@ -7,14 +7,17 @@ statistics of all batches are merged, weighted by their counts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from onnx import ModelProto
 
 from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
+from bnfold.model_file import LoadedModel, save
 from bnfold.recalibrate.instrument import Reading, instrument
 from bnfold.recalibrate.moments import Floats, Moments
 from bnfold.recalibrate.sites import Site
@@ -55,19 +58,23 @@ class Recipe:
         return old * site.mean + (1 - old) * mean, old * site.variance + (1 - old) * variance
 
 
-def measure_pooled(proto: ModelProto, sites: Sequence[Site], data: Iterable[Feeds], provider: str) -> list[Moments]:
+def measure_pooled(model: LoadedModel, sites: Sequence[Site], data: Iterable[Feeds], provider: str) -> list[Moments]:
     """The moments of every site's input, all batches together.
 
     Args:
-        proto: a copy of the model with all its tensors; it is edited.
-        sites: of the model.
+        model: a copy of the one whose sites they are; it is edited.
+        sites: what to measure.
         data: batches of inputs, by name.
         provider: where it runs, 'cpu', 'cuda' or 'tensorrt'.
 
     Raises: ModelError if the model can't be run, or a statistic is not finite.
     """
-    readings = instrument(proto, sites, is_plain(provider))
-    runner = make_runner(proto, provider)
+    readings = instrument(model.proto, sites, is_plain(provider))
+    # Through a file: its weights go from one file to the other, and are in memory once, where ONNX Runtime has them.
+    with TemporaryDirectory(prefix="bnfold-") as folder:
+        path = os.path.join(folder, "measuring.onnx")
+        save(model, path)
+        runner = make_runner(path, provider)
     moments = [Moments() for _ in sites]
     for number, feeds in enumerate(data):
         take_in(moments, sites, readings, run(runner, feeds), number)
@@ -115,10 +122,10 @@ def is_plain(provider: str) -> bool:
     return provider != "cpu"
 
 
-def make_runner(proto: ModelProto, provider: str, names: Sequence[str] = ()) -> Runner:
+def make_runner(model: ModelProto | str, provider: str, names: Sequence[str] = ()) -> Runner:
     """A session that is as fast as ONNX Runtime can make it.  Raises: ModelError."""
     try:
-        return Runner(proto, names, provider, optimized=True)
+        return Runner(model, names, provider, optimized=True)
     except CannotRun as why:
         raise ModelError(str(why)) from why
 

@@ -32,8 +32,8 @@ class Runner:
     """A session of a model.
 
     Args:
-        model: at most 2 GiB; it is the same afterwards.
-        names: the values to compute, inner ones too; none: all outputs.
+        model: at most 2 GiB, it is the same afterwards; or the path of one of any size.
+        names: the values to compute, of a model in memory inner ones too; none: all outputs.
         provider: one of `PROVIDERS`.
         optimized: whether ONNX Runtime may optimise it.
 
@@ -41,15 +41,18 @@ class Runner:
     """
 
     def __init__(
-        self, model: ModelProto, names: Sequence[str] = (), provider: str = "cpu", optimized: bool = False
+        self, model: ModelProto | str, names: Sequence[str] = (), provider: str = "cpu", optimized: bool = False
     ) -> None:
-        shown = {info.name for info in model.graph.output}
-        count = len(model.graph.output)
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in shown)
-        try:
+        if isinstance(model, str):
             self.session = _session(model, provider, optimized)
-        finally:
-            del model.graph.output[count:]
+        else:
+            shown = {info.name for info in model.graph.output}
+            count = len(model.graph.output)
+            model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in shown)
+            try:
+                self.session = _session(model.SerializeToString(), provider, optimized)
+            finally:
+                del model.graph.output[count:]
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.names = list(names) or [output.name for output in self.session.get_outputs()]
 
@@ -65,7 +68,7 @@ class Runner:
             raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
 
 
-def _session(model: ModelProto, provider: str, optimized: bool) -> Any:
+def _session(model: bytes | str, provider: str, optimized: bool) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -79,7 +82,7 @@ def _session(model: ModelProto, provider: str, optimized: bool) -> Any:
     # The CPU computes what another provider has no kernel for.
     providers = [PROVIDERS[provider], *([] if provider == "cpu" else [PROVIDERS["cpu"]])]
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise CannotRun(f"ONNX Runtime can't load it: {first_line(error)}") from error
 
