@@ -31,6 +31,8 @@ import bnfold
 from bnfold.errors import ModelError, UsageError
 from bnfold.recalibrate import measure
 from bnfold.recalibrate.moments import Moments
+from bnfold.verify.inputs import drawn
+from bnfold.verify.runtime import CannotRun
 
 SAMPLES = REPO / "sample_models"
 DIGITS = ["digits_cnn", "digits_mobile", "digits_preact"]
@@ -217,6 +219,38 @@ def test_measuring_again_gives_the_same() -> None:
     again = bnfold.recalibrate(once.model, x)
     assert once.model.SerializeToString() == again.model.SerializeToString()
     assert all(drift.score == 0 and not drift.shift.any() and (drift.ratio == 1).all() for drift in again.drift)
+
+
+@pytest.mark.parametrize("name", [*DIGITS, "tabular_mlp"])
+def test_recalibrate_then_fold_then_verify(name: str, tmp_path: Path) -> None:
+    data = "cancer" if name == "tabular_mlp" else "digits"
+    x = np.load(SAMPLES / f"{data}.npz")["calib_x"]
+    model = bnfold.recalibrate(SAMPLES / f"{name}.onnx", x).model
+    folded = bnfold.fold(model)
+    assert not folded.verification.skipped
+    np.savez(tmp_path / "x.npz", input=x[:32])
+    assert bnfold.verify(model, folded.model, data=tmp_path / "x.npz").verdict == "equal"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_real_models(real_model: Path, method: Any) -> None:
+    """Recalibrated, then folded with its checks; on random inputs."""
+    proto = onnx.load(real_model)
+    if not any(node.op_type == "BatchNormalization" for node in proto.graph.node):
+        pytest.skip("it has no BatchNormalization")
+    try:
+        batches = [batch for seed in range(4) for batch in drawn(proto, seed).batches]
+    except CannotRun as why:
+        pytest.skip(f"ONNX Runtime can't run it: {why}")
+    try:
+        result = bnfold.recalibrate(real_model, iter(batches), method=method, batch_size=16)
+    except ModelError as error:
+        if "is not a registered function/op" not in str(error):
+            raise
+        pytest.skip("it has ops that ONNX Runtime has not")
+    assert result.drift and not result.unmeasured
+    bnfold.fold(result.model)
 
 
 # -- options ------------------------------------------------------------------------------------------

@@ -271,6 +271,9 @@ def test_the_branches_of_an_if() -> None:
     assert any("'else' was never reached" in notice for notice in result.notices)
     with pytest.raises(ModelError, match="use the method pooled"):
         bnfold.recalibrate(model, high, method="exact")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    result = bnfold.recalibrate(model, high)
+    assert result.method == "pooled" and any("4 samples at a time" in notice for notice in result.notices)
 
 
 def test_the_turns_of_a_loop() -> None:

@@ -166,7 +166,7 @@ def recalibrate(
         _demand_sites(graph, sites, left)
         inputs, _ = ports(original.proto)
         opened = open_data(data, inputs, batch_size=batch_size, samples=samples, seed=seed)
-        chosen, why = _settled(method, fixed_batch(inputs))
+        chosen, why = _settled(method, fixed_batch(inputs), sites)
         batches = Counting(opened.batches())
         recipe = Recipe(unbiased, source_weight if chosen == "blend" else None)
         writer = Writer(graph, work.weights, shapes)
@@ -186,12 +186,14 @@ def _copy(original: LoadedModel) -> LoadedModel:
     return LoadedModel(proto, original.weights, original.path)
 
 
-def _settled(method: Method, batch: int | None) -> tuple[Method, tuple[str, ...]]:
-    """The method, and why it is another one than was asked for."""
-    if method == "pooled" and batch is not None and batch < SHORT:
-        why = f"the model takes {batch} samples at a time, too few to normalise by: the method is exact, not pooled"
-        return "exact", (why,)
-    return method, ()
+def _settled(method: Method, batch: int | None, sites: Sequence[Site]) -> tuple[Method, tuple[str, ...]]:
+    """The method, and why it is another one than was asked for, or should be."""
+    if method != "pooled" or batch is None or batch >= SHORT:
+        return method, ()
+    few = f"the model takes {batch} samples at a time, too few to normalise by"
+    if any(site.scope.label for site in sites):  # where exact doesn't reach
+        return method, (f"{few}: its statistics are rough",)
+    return "exact", (f"{few}: the method is exact, not pooled",)
 
 
 def _demand_sites(graph: Graph, sites: Sequence[Site], left: Sequence[Unmeasured]) -> None:
