@@ -11,8 +11,6 @@ import onnx
 import onnxruntime
 import pytest
 from conftest import REPO
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from recalibration_models import (
     CHANNELS,
@@ -30,7 +28,6 @@ from recalibration_models import (
 import bnfold
 from bnfold.errors import ModelError, UsageError
 from bnfold.recalibrate import measure
-from bnfold.recalibrate.moments import Moments
 from bnfold.verify.inputs import drawn
 from bnfold.verify.runtime import CannotRun
 
@@ -58,23 +55,6 @@ def assert_close(found: dict[str, tuple[Array, Array]], expected: dict[str, tupl
 def top1(model: ModelProto, x: Array, y: Array) -> float:
     session = onnxruntime.InferenceSession(model.SerializeToString())
     return float((session.run(None, {"input": x})[0].argmax(1) == y).mean())
-
-
-# -- moments ------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.floats(-1e4, 1e4), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
-def test_merged_moments_are_those_of_all(sizes: list[int], mean: float, seed: int) -> None:
-    x = mean + np.random.default_rng(seed).standard_normal((sum(sizes), 3))
-    merged = Moments()
-    for part in np.split(x, np.cumsum(sizes)[:-1]):
-        merged.add(len(part), part.mean(0), part.var(0))
-    assert merged.count == len(x)
-    np.testing.assert_allclose(merged.mean, x.mean(0), rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(merged.variance(), x.var(0), rtol=1e-7, atol=1e-12)
-    if len(x) > 1:
-        np.testing.assert_allclose(merged.variance(unbiased=True), x.var(0, ddof=1), rtol=1e-7, atol=1e-12)
 
 
 # -- what is measured ---------------------------------------------------------------------------------
@@ -315,7 +295,11 @@ def test_a_small_fixed_batch_is_measured_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "frozen"}, {"provider": "abacus"}, {"source_weight": -1}, {"batch_size": 0}, {"samples": 0}]
+    "options",
+    [
+        {"method": "frozen"}, {"provider": "abacus"}, {"provider": "tensorrt"}, {"source_weight": -1},
+        {"batch_size": 0}, {"samples": 0},
+    ],
 )
 def test_arguments_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -387,14 +371,6 @@ def test_a_dead_channel_is_told() -> None:
     result = bnfold.recalibrate(model_of([node], tensors, (None, CHANNELS)), x)
     assert result.drift[0].dead == 1
     assert any("1 channels in 1 BatchNormalizations ('bn' first) never vary" in notice for notice in result.notices)
-
-
-def test_drift_says_how_far() -> None:
-    zero, one = np.zeros(1), np.ones(1)
-    moved = bnfold.Drift("bn", "", 1, zero, one, one, one, 100, 0.0)
-    assert (moved.shift, moved.ratio, moved.score) == (1, 1, 1)
-    wider = bnfold.Drift("bn", "", 1, zero, one, zero, 4 * one, 100, 0.0)
-    assert (wider.shift, wider.ratio, wider.score) == (0, 2, 0.5 * (0.25 + 4) - 1)
 
 
 def test_what_does_not_fit_the_cache_goes_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from bnfold.recalibrate.sites import Site, Unmeasured, batch_norms, find_sites
 from bnfold.recalibrate.write import Writer, stored
 from bnfold.shapes import Shapes
 from bnfold.verify.inputs import ports
-from bnfold.verify.runtime import PROVIDERS
+from bnfold.verify.runtime import demand_providers
 
 log = logging.getLogger("bnfold")
 
@@ -154,8 +154,7 @@ def recalibrate(
         raise UsageError(f"there is no method {quoted(method)}; the methods are {', '.join(METHODS)}")
     if not (np.isfinite(source_weight) and source_weight >= 0):
         raise UsageError("source_weight is a number of samples, 0 or more")
-    if provider not in PROVIDERS:
-        raise UsageError(f"there is no provider {quoted(provider)}; there are {', '.join(PROVIDERS)}")
+    demand_providers(provider)
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
     original, give_back = open_model(model)
     with naming(original.path):
@@ -166,17 +165,17 @@ def recalibrate(
         _demand_sites(graph, sites, left)
         inputs, _ = ports(original.proto)
         opened = open_data(data, inputs, batch_size=batch_size, samples=samples, seed=seed)
-        chosen, why = _settled(method, fixed_batch(inputs), sites)
+        method, why = _settled(method, fixed_batch(inputs), sites)
         batches = Counting(opened.batches())
-        recipe = Recipe(unbiased, source_weight if chosen == "blend" else None)
+        recipe = Recipe(unbiased, source_weight if method == "blend" else None)
         writer = Writer(graph, work.weights, shapes)
-        if chosen == "pooled":
+        if method == "pooled":
             moments = measure_pooled(_copy(original), sites, batches, provider)
         else:
             moments = measure_exact(original, sites, batches, provider, recipe, writer.types, cache_size)
         drift = tuple(_write(writer, sites, moments, recipe, batches.samples))
     notices = (*why, *opened.notices, *_told(sites, moments, drift), *_unmatched(graph, only, skip))
-    return RecalibrationResult(chosen, batches.samples, drift, tuple(left), notices, work, give_back)
+    return RecalibrationResult(method, batches.samples, drift, tuple(left), notices, work, give_back)
 
 
 def _copy(original: LoadedModel) -> LoadedModel:

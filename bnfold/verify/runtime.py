@@ -13,6 +13,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from bnfold.constants import Array
+from bnfold.errors import UsageError, quoted
 
 Feeds = dict[str, Array]
 
@@ -96,6 +97,16 @@ def available_providers() -> list[str]:
         return []
     present = onnxruntime.get_available_providers()
     return [name for name, full in PROVIDERS.items() if full in present]
+
+
+def demand_providers(*names: str) -> None:
+    """Raises: UsageError if one of them is none, or the installed ONNX Runtime hasn't got it."""
+    present = available_providers()
+    for name in names:
+        if name not in PROVIDERS:
+            raise UsageError(f"{quoted(name)} is no provider; choose from {', '.join(PROVIDERS)}")
+        if name not in present and name != "cpu":
+            raise UsageError(f"this ONNX Runtime has no provider {quoted(name)}; it has {', '.join(present) or 'none'}")
 
 
 def optimised_by_runtime(model: ModelProto) -> ModelProto:
