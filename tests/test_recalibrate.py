@@ -297,7 +297,7 @@ def test_a_small_fixed_batch_is_measured_exactly() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "frozen"}, {"provider": "abacus"}, {"provider": "tensorrt"}, {"source_weight": -1},
+        {"method": "frozen"}, {"provider": "abacus"}, {"source_weight": -1},
         {"batch_size": 0}, {"samples": 0},
     ],
 )
