@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from bnfold.errors import UsageError as UsageError
     from bnfold.inspection import Inspection as Inspection
     from bnfold.inspection import inspect as inspect
+    from bnfold.recalibrate.api import RecalibrationResult as RecalibrationResult
+    from bnfold.recalibrate.api import recalibrate as recalibrate
+    from bnfold.recalibrate.drift import Drift as Drift
     from bnfold.report import Counts as Counts
     from bnfold.report import Entry as Entry
     from bnfold.report import FoldReport as FoldReport
@@ -41,6 +44,8 @@ _HOMES = {
         "BnfoldError", "ExternalDataError", "ModelError", "NotEquivalentError", "OutputError", "UsageError",
     ),
     "bnfold.inspection": ("Inspection", "inspect"),
+    "bnfold.recalibrate.api": ("RecalibrationResult", "recalibrate"),
+    "bnfold.recalibrate.drift": ("Drift",),
     "bnfold.report": ("Counts", "Entry", "FoldReport"),
     "bnfold.verify.comparison": ("Comparison",),
     "bnfold.verify.compare": ("verify",),

@@ -14,6 +14,8 @@ import typer
 
 from bnfold._version import __version__
 
+from . import options
+
 Job = Callable[[], int | None]
 
 ABOUT = """Fold inference BatchNorm out of ONNX models, without changing what they compute, and prove it."""
@@ -23,6 +25,7 @@ Examples:
   bnfold inspect model.onnx            what is there, and what a fold would do
   bnfold fold model.onnx               writes model.folded.onnx
   bnfold verify a.onnx b.onnx          do both compute the same?
+  bnfold recalibrate model.onnx --data images/     statistics from your own data
 
 \b
 Exit codes:
@@ -56,6 +59,18 @@ Examples:
 
 \b
 Exit codes: 0 equal, 1 different, 2 bad input, 3 cannot tell; a rounding-scale difference is 0, with --strict 1.
+"""
+
+RECALIBRATE_EXAMPLES = """\b
+Examples:
+  bnfold recalibrate m.onnx --data data.npz:calib_x                writes m.recalibrated.onnx beside it
+  bnfold recalibrate m.onnx --data images/ --resize 256 --crop 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+  bnfold recalibrate m.onnx --data loader.py:make_loader --samples 1024
+  bnfold recalibrate m.onnx --data d.npz:x --labels y --only-if-better --in-place --undo old.npz
+  bnfold recalibrate m.onnx --restore old.npz
+
+Use the preprocessing and the augmentation of training. What is measured on other images than the network was trained
+on is wrong for it: plain images instead of augmented ones cost a healthy CIFAR-10 resnet20 3.5 points of accuracy.
 """
 
 # Plain help: rich's boxes would take more than half of the time of `bnfold --help`.
@@ -177,3 +192,54 @@ def verify(
         provider_b=provider_b, certificate=certificate, check=check, junit=junit, plot=plot, json=json, quiet=quiet,
         verbose=verbose,
     )  # fmt: skip
+
+
+@app.command(epilog=RECALIBRATE_EXAMPLES)
+def recalibrate(
+    model: Model,
+    data: options.Data = None,
+    output: options.Output = None,
+    in_place: options.InPlace = False,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    method: options.Method = "pooled",
+    source_weight: options.SourceWeight = None,
+    unbiased: options.Unbiased = False,
+    freeze: options.Freeze = False,
+    batch_size: options.BatchSize = 64,
+    samples: options.Samples = None,
+    seed: options.Seed = 0,
+    only: options.Only = None,
+    skip: options.Skip = None,
+    provider: options.Provider = "cpu",
+    cache_size: options.CacheSize = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    layout: options.Layout = None,
+    scale: options.Scale = None,
+    augment: options.Augment = None,
+    labels: options.Labels = None,
+    test: options.Test = None,
+    metric: options.Metric = None,
+    plot: options.Plot = None,
+    only_if_better: options.OnlyIfBetter = False,
+    undo: options.Undo = None,
+    restore: options.Restore = None,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Every BatchNorm, and how far it is.")] = False,
+) -> Job:
+    """Measure the mean and variance of every BatchNorm anew, on your data."""
+    from .recalibrate import Request, run
+
+    request = Request(
+        model, data=data, output=output, in_place=in_place, force=force, dry_run=dry_run, method=method,
+        source_weight=source_weight, unbiased=unbiased, freeze=freeze, batch_size=batch_size, samples=samples,
+        seed=seed, only=only or (), skip=skip or (), provider=provider, cache_size=cache_size, labels=labels,
+        test=test, metric=metric, plot=plot, only_if_better=only_if_better, undo=undo, restore=restore,
+    )  # fmt: skip
+    images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
+              "augment": augment}  # fmt: skip
+    return partial(run, request, images, json=json, quiet=quiet, verbose=verbose)

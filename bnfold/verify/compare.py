@@ -21,7 +21,7 @@ from bnfold.verify.discrete import judge_discrete
 from bnfold.verify.examine import Batches, Examination, examine
 from bnfold.verify.inputs import Samples, drawn
 from bnfold.verify.prepare import prepare
-from bnfold.verify.runtime import PROVIDERS, CannotRun, available_providers, optimised_by_runtime
+from bnfold.verify.runtime import CannotRun, demand_providers, optimised_by_runtime
 from bnfold.verify.segments import Segment
 from bnfold.verify.sides import Side
 from bnfold.verify.signature import compare_signatures, pinned
@@ -65,7 +65,7 @@ def verify(
         ModelError: a model isn't sound, or its data can't be read.
     """
     settings = Settings(seed, optimized, provider_a, provider_b)
-    _demand_providers(provider_a, provider_b)
+    demand_providers(provider_a, provider_b)
     if b is None and not optimized:
         raise UsageError("there is one model only; give two, or ask for what ONNX Runtime's optimiser makes of it")
     return compare_models(open_model(a)[0], open_model(a if b is None else b)[0], data, settings)
@@ -119,15 +119,6 @@ def _by_signature(a: ModelProto, b: ModelProto, settings: Settings) -> Compariso
     verdict = comparison.DIFFERENT if signature.differences else comparison.UNKNOWN
     reason = signature.differences[0] if signature.differences else ""
     return Comparison(verdict, reason, signature, None, (), (), signature.notes, "", settings.to_dict())
-
-
-def _demand_providers(*names: str) -> None:
-    present = available_providers()
-    for name in names:
-        if name not in PROVIDERS:
-            raise UsageError(f"{quoted(name)} is no provider; choose from {', '.join(PROVIDERS)}")
-        if name not in present and name != "cpu":
-            raise UsageError(f"this ONNX Runtime has no provider {quoted(name)}; it has {', '.join(present) or 'none'}")
 
 
 def _versions() -> dict[str, str]:

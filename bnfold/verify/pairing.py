@@ -23,8 +23,8 @@ from bnfold.verify.sides import Side
 # Places of a value that are compared.
 PLACES = 512
 # How far apart (relative rms, in double) two values may be that count as the same. Nearer than SURE are those that only
-# rounding parts; up to CLOSE it is a bug rather than other coordinates, up to NEAR it may be either, and such pairs help
-# to find a bug or to see past an output that reacts to nothing.
+# rounding parts; up to CLOSE it is a bug rather than other coordinates, up to NEAR it may be either; such pairs help to
+# find a bug or to see past an output that reacts to nothing.
 SURE, CLOSE, NEAR = 1e-3, 0.02, 0.3
 # Nearest values that are considered for each.
 CANDIDATES = 6

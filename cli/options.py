@@ -1,0 +1,71 @@
+"""The options of `bnfold recalibrate`, which has many: each with its help, by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+Text: TypeAlias = str | None
+Patterns: TypeAlias = list[str] | None
+
+
+def _option(*names: str, metavar: str, text: str) -> object:
+    return typer.Option(*names, metavar=metavar, help=text)
+
+
+_DATA = (
+    "What to measure on: an .npz, .npy or a folder of them (FILE.npz:KEY names the array), a folder of images, or "
+    "FILE.py:NAME or MODULE:NAME of an iterable, a loader, a function that makes one, or a calibration reader."
+)
+_METHOD = (
+    "pooled: one pass; exact: each BatchNorm under the final statistics of those before it; blend: with the old ones."
+)
+_LABELS = (
+    "The array of classes in the .npz: accuracy before and after, on samples that are not measured on (without "
+    "--samples, a quarter is held out)."
+)
+
+Data = Annotated[Text, _option("--data", metavar="DATA", text=_DATA)]
+Output = Annotated[Text, _option("-o", "--output", metavar="FILE", text="By default NAME.recalibrated.onnx.")]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Replace MODEL itself.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")]
+Method = Annotated[str, _option("--method", metavar="NAME", text=_METHOD)]
+SourceWeight = Annotated[
+    float | None, typer.Option("--source-weight", min=0, help="blend: samples that the old statistics count for.")
+]
+Unbiased = Annotated[bool, typer.Option("--unbiased", help="Divide variances by n - 1; ONNX has n.")]
+Freeze = Annotated[
+    bool, typer.Option("--freeze", help="Make BatchNorms in training mode inference ones, with what is measured.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time, if the model leaves it open.")]
+Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Use at most so many.", show_default=False)]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the order of the samples, and of --augment.")]
+Only = Annotated[Patterns, _option("--only", metavar="PATTERN", text="Only nodes of such a name (* ?); repeatable.")]
+Skip = Annotated[Patterns, _option("--skip", metavar="PATTERN", text="Leave such names alone; repeatable.")]
+Provider = Annotated[str, _option("--provider", metavar="NAME", text="cpu, cuda, tensorrt.")]
+CacheSize = Annotated[
+    int | None,
+    typer.Option("--cache-size", metavar="MB", min=0, help="exact, blend: keep so much in memory, the rest in files."),
+]
+Resize = Annotated[Text, _option("--resize", metavar="SIZE", text="Images: N (the shorter side) or HEIGHTxWIDTH.")]
+Crop = Annotated[Text, _option("--crop", metavar="SIZE", text="Images: the middle, N or HEIGHTxWIDTH.")]
+Mean = Annotated[Text, _option("--mean", metavar="M[,M,M]", text="Images: subtracted, after --scale.")]
+Std = Annotated[Text, _option("--std", metavar="S[,S,S]", text="Images: divided by, after --mean.")]
+Layout = Annotated[Text, _option("--layout", metavar="nchw|nhwc", text="Images: of the model; its input tells.")]
+Scale = Annotated[Text, _option("--scale", metavar="X", text="Images: what a pixel is multiplied by; 1/255.")]
+Augment = Annotated[
+    Text, _option("--augment", metavar="crop-flip[:PAD]", text="Images: cut at random out of zeros around, and flip.")
+]
+Labels = Annotated[Text, _option("--labels", metavar="KEY", text=_LABELS)]
+Test = Annotated[Text, _option("--test", metavar="FILE.npz[:KEY]", text="Evaluate on this instead, with its labels.")]
+Metric = Annotated[
+    Text, _option("--metric", metavar="FILE.py:NAME", text="A function of an InferenceSession; more is better.")
+]
+Plot = Annotated[Text, _option("--plot", metavar="FILE", text="Draw the drift by depth (.png, .svg).")]
+OnlyIfBetter = Annotated[
+    bool, typer.Option("--only-if-better", help="Write only what --labels and --metric find better.")
+]
+Undo = Annotated[Text, _option("--undo", metavar="FILE", text="Keep the old statistics there.")]
+Restore = Annotated[Text, _option("--restore", metavar="FILE", text="Put back what --undo kept; measures nothing.")]

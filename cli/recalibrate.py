@@ -1,0 +1,322 @@
+"""`bnfold recalibrate`: read, measure, evaluate, write, tell."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnfold.errors import UsageError, quoted
+
+from . import drift, render
+
+if TYPE_CHECKING:
+    from bnfold import RecalibrationResult
+    from bnfold.recalibrate.data import Data
+    from bnfold.recalibrate.images import ImageOptions
+
+# Zeros around an image in the usual training of CIFAR-10.
+PAD = 4
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How good the model was before and is after: numbers, of which more is better, and texts."""
+
+    label: str
+    before: float
+    after: float
+    shown: str
+    samples: int | None = None
+
+    @property
+    def better(self) -> bool:
+        """Whether recalibration brought something."""
+        return self.after > self.before
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        found = {"before": self.before, "after": self.after}
+        return {self.label: found if self.samples is None else {**found, "samples": self.samples}}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line says, but for how results are shown; see `bnfold recalibrate --help`."""
+
+    model: str
+    data: str | None
+    output: str | None
+    in_place: bool
+    force: bool
+    dry_run: bool
+    method: str
+    source_weight: float | None
+    unbiased: bool
+    freeze: bool
+    batch_size: int
+    samples: int | None
+    seed: int
+    only: Sequence[str]
+    skip: Sequence[str]
+    provider: str
+    cache_size: int | None
+    labels: str | None
+    test: str | None
+    metric: str | None
+    plot: str | None
+    only_if_better: bool
+    undo: str | None
+    restore: str | None
+
+    @property
+    def target(self) -> Path:
+        """Where the result goes."""
+        model = Path(self.model)
+        if self.in_place:
+            return model
+        if self.output is None:
+            verb = "recalibrated" if self.restore is None else "restored"
+            return model.with_name((model.stem if model.suffix == ".onnx" else model.name) + f".{verb}.onnx")
+        target = Path(self.output)
+        if target.exists() and model.exists() and target.samefile(model):
+            raise UsageError("--output is the model itself; --in-place replaces it", file=model)
+        return target
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether the output may exist."""
+        return self.in_place or self.force
+
+
+def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: bool, verbose: bool) -> None:
+    """Do what the command line asks for."""
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose contradict each other; choose one")
+    _demand_sense(request)
+    if request.restore is not None:
+        _restore(request, json=json, quiet=quiet, verbose=verbose)
+        return
+    options = image_options(**images)
+
+    # What the user's code prints is no part of the result.
+    with render.progress(quiet=quiet, verbose=verbose), redirect_stdout(sys.stderr):
+        _demand_places(request)
+        data, held_out = _opened(request, options)
+        result = _measured(request, data)
+        judgements = list(_judged(request, result, held_out))
+        worse = request.only_if_better and not all(one.better for one in judgements)
+        pictures = _plotted(request, result)  # first: nothing is written if it fails
+        files = ([] if request.dry_run or worse else _written(request, result)) + pictures
+
+    notices = list(dict.fromkeys((*result.notices, *(held_out.notices if held_out is not None else ()))))
+    if json:
+        names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
+        judged = {key: value for one in judgements for key, value in one.to_dict().items()}
+        render.as_json(names | {"data": request.data} | judged | result.to_dict() | {"notices": notices})
+    elif not quiet:
+        drift.show(result, request, judgements, notices, files, verbose=verbose, worse=worse)
+
+
+def _demand_sense(request: Request) -> None:
+    """Raises: UsageError if options contradict each other."""
+    if request.in_place and request.output is not None:
+        raise UsageError("--in-place and --output contradict each other; choose one")
+    if request.restore is not None:
+        if request.data is not None or request.undo is not None:
+            raise UsageError("--restore puts old statistics back and measures none; leave --data and --undo out")
+        return
+    if request.data is None:
+        raise UsageError("what to measure on is missing; give --data")
+    if request.source_weight is not None and request.method != "blend":
+        raise UsageError("--source-weight is of --method blend; drop one of the two")
+    if request.cache_size is not None and request.method == "pooled":
+        raise UsageError("--cache-size is of --method exact and blend; pooled keeps nothing")
+    if request.test is not None and request.labels is None:
+        raise UsageError("--test needs --labels, the name of the array that says what is right")
+    if request.only_if_better and request.labels is None and request.metric is None:
+        raise UsageError("--only-if-better needs --labels or --metric, to know what is better")
+    if request.metric is not None:
+        _named(request.metric)
+    if request.undo is not None and Path(request.undo).absolute() == request.target.absolute():
+        raise UsageError("--undo is the output itself; choose another name", file=request.undo)
+
+
+def _demand_places(request: Request) -> None:
+    """Soon, rather than after minutes of work: can the files be written?"""
+    from importlib.util import find_spec
+
+    from bnfold.atomic import check_output
+
+    if request.plot is not None:
+        if find_spec("matplotlib") is None:
+            raise UsageError("--plot needs matplotlib; pip install 'bnfold[plot]'")
+        check_output(Path(request.plot), True, [])
+    if not request.dry_run and os.path.exists(request.model):
+        check_output(request.target, request.overwrite, [])
+        if request.undo is not None:
+            check_output(Path(request.undo), request.force, [])
+
+
+def _opened(request: Request, images: ImageOptions) -> tuple[Data, Data | None]:
+    """What to measure on, and what to evaluate on, if anything."""
+    from bnfold.frontends import naming, open_model
+    from bnfold.recalibrate.data import open_data, open_labelled
+    from bnfold.verify.inputs import ports
+
+    model, _ = open_model(request.model)
+    with naming(model.path):
+        inputs, _ = ports(model.proto)
+        apart = request.test is not None
+        data = open_data(
+            request.data, inputs, batch_size=request.batch_size, samples=request.samples, seed=request.seed,
+            images=images, labels=None if apart else request.labels,
+        )  # fmt: skip
+        if request.test is None or request.labels is None:
+            return data, data.held_out
+        return data, open_labelled(request.test, inputs, request.labels, batch_size=request.batch_size, images=images)
+
+
+def _measured(request: Request, data: Data) -> RecalibrationResult:
+    import bnfold
+
+    given: dict[str, Any] = {} if request.source_weight is None else {"source_weight": request.source_weight}
+    if request.cache_size is not None:
+        given["cache_size"] = request.cache_size * MEGABYTE
+    method: Any = request.method
+    return bnfold.recalibrate(
+        request.model, data, method=method, **given, unbiased=request.unbiased, freeze=request.freeze,
+        only=request.only, skip=request.skip, provider=request.provider,
+    )  # fmt: skip
+
+
+def _judged(request: Request, result: RecalibrationResult, held_out: Data | None) -> Iterator[Judgement]:
+    """How good the model is before and after, by labels and by the user's metric, if there are any."""
+    if held_out is None and request.metric is None:
+        return
+    from bnfold.frontends import naming
+    from bnfold.model_file import load, to_proto
+    from bnfold.recalibrate.accuracy import accuracy, metric
+    from bnfold.recalibrate.data_python import imported
+
+    with naming(Path(request.model)):
+        old = to_proto(load(request.model))
+        if held_out is not None:
+            before, after = accuracy(old, held_out), accuracy(result.model, held_out)
+            shown = f"{before} → {after}, on samples that were not measured on"
+            yield Judgement("accuracy", before.fraction, after.fraction, shown, before.count)
+        if request.metric is not None:
+            function = imported(*_named(request.metric))
+            first, second = metric(old, function), metric(result.model, function)
+            yield Judgement("metric", first, second, f"{first:.6g} → {second:.6g}, by {request.metric}")
+
+
+def _named(metric: str) -> tuple[str, str]:
+    path, colon, name = metric.rpartition(":")
+    if not colon or not path:
+        raise UsageError(f"--metric is FILE.py:FUNCTION or MODULE:FUNCTION, not {quoted(metric)}")
+    return path, name
+
+
+def _plotted(request: Request, result: RecalibrationResult) -> list[Path]:
+    if request.plot is None:
+        return []
+    from bnfold.recalibrate.plot import plot
+
+    plot(result.drift, request.plot, os.path.basename(request.model))
+    return [Path(request.plot)]
+
+
+def _written(request: Request, result: RecalibrationResult) -> list[Path]:
+    """The files written; the way back first, so that the old statistics are never lost."""
+    undo = []
+    if request.undo is not None:
+        from bnfold.recalibrate.undo import keep_old
+
+        keep_old(result.drift, request.undo, overwrite=request.force)
+        undo = [Path(request.undo)]
+    return [*result.save(request.target, overwrite=request.overwrite), *undo]
+
+
+def _restore(request: Request, *, json: bool, quiet: bool, verbose: bool) -> None:
+    with render.progress(quiet=quiet, verbose=verbose):
+        _demand_places(request)
+        from bnfold.model_file import save
+        from bnfold.recalibrate.undo import put_back
+
+        assert request.restore is not None
+        model, count = put_back(request.model, request.restore)
+        files = [] if request.dry_run else save(model, request.target, overwrite=request.overwrite)
+    if json:
+        names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
+        render.as_json({**names, "restored": count, "notices": list(model.notices)})
+    elif not quiet:
+        drift.show_restored(request, count, model.notices, files)
+
+
+# -- images -----------------------------------------------------------------------------------------
+
+
+def image_options(
+    resize: str | None, crop: str | None, mean: str | None, std: str | None,
+    layout: str | None, scale: str | None, augment: str | None,
+) -> ImageOptions:  # fmt: skip
+    """The image options, of what the command line says.
+
+    Raises: UsageError.
+    """
+    from bnfold.recalibrate.images import ImageOptions
+
+    given: dict[str, Any] = {
+        "resize": _size("--resize", resize), "crop": _size("--crop", crop), "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std), "augment_pad": _pad(augment),
+    }  # fmt: skip
+    if layout is not None:
+        if layout.lower() not in ("nchw", "nhwc"):
+            raise UsageError(f"--layout is nchw or nhwc, not {quoted(layout)}")
+        given["layout"] = layout.lower()
+    if scale is not None:
+        upper, _, lower = scale.partition("/")
+        given["scale"] = _number("--scale", upper) / (_number("--scale", lower) if lower else 1)
+    said = any(value is not None for value in (resize, crop, mean, std, layout, scale, augment))
+    return ImageOptions(**given, given=said)
+
+
+def _size(option: str, text: str | None) -> int | tuple[int, int] | None:
+    """'224' or '224x320' (height, width)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"{option} is a number of pixels or HEIGHTxWIDTH, not {quoted(text)}")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
+    return () if text is None else tuple(_number(option, part) for part in text.split(","))
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (value == 0 and option != "--mean"):
+        raise UsageError(f"{option} takes numbers, as in 0.5 or 0.485,0.456,0.406, not {quoted(text)}")
+    return value
+
+
+def _pad(text: str | None) -> int | None:
+    """'crop-flip' or 'crop-flip:4'."""
+    if text is None:
+        return None
+    kind, colon, pad = text.partition(":")
+    if kind != "crop-flip" or (colon and not pad.isdecimal()):
+        raise UsageError(f"--augment is crop-flip or crop-flip:PIXELS, not {quoted(text)}")
+    return int(pad) if colon else PAD
