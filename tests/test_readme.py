@@ -27,6 +27,7 @@ def test_fold_of_the_readme(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", re.findall(r"^    bnfold (.*?)(?:  .*)?$", README, re.MULTILINE))
 def test_commands_of_the_readme(tmp_path: Path, command: str) -> None:
     (tmp_path / "model.onnx").write_bytes(MODEL.read_bytes())
+    (tmp_path / "digits.npz").write_bytes((REPO / "sample_models" / "digits.npz").read_bytes())
     if "model.folded.onnx" in command:
         ok("fold", "model.onnx", "--no-verify", cwd=tmp_path)
     result = bnfold(*command.split(), cwd=tmp_path)
