@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,8 @@ def conv_bn(name: str = "bn", domain: str = "", overridable: bool = False) -> Mo
     opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
     graph = helper.make_graph(nodes, "g", inputs, [output], tensors)
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def interruptible() -> None:
+    """For a child process before it starts: a shell's background job would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

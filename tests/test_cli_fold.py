@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from command import MODEL, batch_norms, bnfold, conv_bn, files, ok, refused
+from command import MODEL, batch_norms, bnfold, conv_bn, files, interruptible, ok, refused
 from onnx import helper, numpy_helper
 
 # -- fold: what it does -------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ SLOW_DISK = "def wait(fd): print('waiting', flush=True); time.sleep(60)\nos.fsyn
 def test_interrupted_while_writing(model: Path, name: str) -> None:
     model.with_name("m.folded.onnx").write_text("mine")
     before = files(model.parent)
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": interruptible}
     process = patched(SLOW_DISK, "fold", model, "--force", "--no-verify", run=subprocess.Popen, **streams)
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(getattr(signal, name))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from command import MODEL, bnfold, conv_bn, files, ok, refused
+from command import MODEL, bnfold, conv_bn, files, interruptible, ok, refused
 from onnx import numpy_helper
 
 SAMPLES = MODEL.parent
@@ -356,7 +356,8 @@ def test_interrupted_leaves_nothing(model: Path) -> None:
         "        time.sleep(0.05)\n"
     )
     command = [sys.executable, "-m", "bnfold", "recalibrate", str(model), "--data", f"{slow}:make", "--in-place"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    streams = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "preexec_fn": interruptible}
+    process = subprocess.Popen(command, text=True, **streams)
     assert process.stderr is not None
     assert process.stderr.readline() == "on my way\n"
     time.sleep(0.1)
