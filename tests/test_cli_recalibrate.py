@@ -283,7 +283,7 @@ BAD_OPTIONS = [
     (("--data", CALIB, "--source-weight", "3"), "--source-weight is of --method blend"),
     (("--data", CALIB, "--cache-size", "3"), "--cache-size is of --method exact and blend"),
     (("--data", CALIB, "--method", "magic"), "there is no method 'magic'"),
-    (("--data", CALIB, "--provider", "magic"), "there is no provider 'magic'"),
+    (("--data", CALIB, "--provider", "magic"), "'magic' is no provider; choose from cpu, cuda, tensorrt"),
     (("--data", CALIB, "--only-if-better"), "--only-if-better needs --labels or --metric"),
     (("--data", CALIB, "--metric", "x.py"), "--metric is FILE.py:FUNCTION or MODULE:FUNCTION, not 'x.py'"),
     (("--data", CALIB, "--metric", "json:loads"), "the metric raised TypeError: the JSON object must be"),
