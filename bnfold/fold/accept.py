@@ -17,7 +17,7 @@ import numpy as np
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
 from bnfold.fold.ties import FIXED, OUTPUT, Affine, Ties
-from bnfold.fold.union_find import Conflict
+from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
 BOTH, SCALE, SHIFT = "both", "scale", "shift"  # what of an op goes
@@ -92,7 +92,7 @@ def _regions(ties: Ties) -> dict[Affine, int]:
     for index, op in enumerate(ties.affines):
         for name, system in (("scale", ties.scale), ("shift", ties.shift)):
             for value in (op.source, op.target):
-                roots = np.unique(system.find(np.ravel(getattr(ties.of(value), name)))[0])
+                roots = distinct(system.find(np.ravel(getattr(ties.of(value), name)))[0])
                 roots = roots[np.isnan(system.known[roots])]
                 for root in roots.tolist():
                     first = owner.setdefault((name, root), index)

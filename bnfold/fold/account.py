@@ -9,6 +9,7 @@ import numpy as np
 from bnfold.errors import quoted
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
 from bnfold.fold.ties import Coordinates, Ties
+from bnfold.fold.union_find import distinct
 from bnfold.graph import Graph, Node
 from bnfold.report import Counts, Entry
 
@@ -99,7 +100,7 @@ def class_keys(ties: Ties, held: Coordinates) -> set[tuple[str, int]]:
     """Keys of a value's unknowns and of their classes, but for the identity's."""
     keys: set[tuple[str, int]] = set()
     for name, system, ids in (("scale", ties.scale, held.scale), ("shift", ties.shift, held.shift)):
-        flat = np.unique(ids)
+        flat = distinct(ids)
         identity = int(system.find(np.zeros(1, np.int64))[0][0])  # may be an unknown that a BN has tied to it
         classes = set(system.find(flat)[0].tolist()) - {identity}
         keys.update((name, key) for key in (classes | set(flat.tolist())) - {0})

@@ -71,15 +71,24 @@ def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
 
 def _claim(ties: Ties, added: dict[int, set[Node]], claimed: set[int]) -> None:
     """A shift goes on through sums under other unknowns: enter its Adds under those of the ops that it comes from."""
-    rows: list[set[int]] | None = None
-    for key in [key for key in added if key not in claimed]:
-        rows = ties.sums.shifted_rows() if rows is None else rows
-        reached, before = {key}, 0
-        while before != len(reached):
-            before = len(reached)
-            reached.update(*(row for row in rows if row & reached))
-        for other in reached & claimed:
-            added.setdefault(other, set()).update(added[key])
+    others = added.keys() - claimed
+    for connected in _connected(ties.sums.shifted_rows()) if others else ():
+        nodes = set().union(*(added[key] for key in connected & others))
+        for key in connected & claimed:
+            added.setdefault(key, set()).update(nodes)
+
+
+def _connected(rows: list[set[int]]) -> list[set[int]]:
+    """Unions of the rows that lead from one to the other by what they share."""
+    union_of: dict[int, set[int]] = {}
+    for row in rows:
+        near = {id(union): union for key in row if (union := union_of.get(key)) is not None}
+        whole = max(near.values(), key=len, default=set())  # the smaller ones go into the largest
+        for part in (row, *near.values()):
+            if part is not whole:
+                whole |= part
+                union_of.update(dict.fromkeys(part, whole))
+    return list({id(union): union for union in union_of.values()}.values())
 
 
 def _groups(asked: dict[Affine, set[Node]]) -> list[list[Affine]]:
