@@ -189,6 +189,10 @@ ADDS = [
     # the shift of one BN, half removed, went through the sum into the other's MatMul: an Add more than before
     Probe("add-beyond-a-sum", "",
           "x[N,4,6] -> y, z | a = BN4+(x); b = BN4+(x); y = MatMul(w[1,2,4], b); z = Add(a, b)", 2),
+    # through a MatMul that needs no Add into one that needs it: a Mul was left, and an Add came
+    Probe("add-beyond-a-matmul", "",
+          "x[N,3,4,5] -> y | h = Conv(x, w[1,3,1,1]); c = Concat<axis=1>(h, h); f = Unsqueeze(c, az:int64[1]={4});"
+          "g = BN2(f); m = MatMul(g, v[1,1]); y = MatMul(u[1,1,5], m)", 1),
 ]  # fmt: skip
 
 CASES = [*RANKS, *SIDES, *SIZES, *DEAD, *KEPT, *NUMBERS, *ADDS, *OUTSIDE]

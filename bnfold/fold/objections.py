@@ -48,7 +48,7 @@ def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
         op: _shift_keys(ties, ties.of(op.target)) | _shift_keys(ties, ties.of(op.source))
         for op in (plan.decision.accepted if added else ())
     }
-    _claim(ties, added, set().union(*keys_of.values()))
+    _claim(plan, added, set().union(*keys_of.values()))
     for op, keys in keys_of.items():
         nodes = {node for key in keys for node in added.get(key, ())}
         if nodes:
@@ -69,10 +69,19 @@ def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
     return {}
 
 
-def _claim(ties: Ties, added: dict[int, set[Node]], claimed: set[int]) -> None:
-    """A shift goes on through sums under other unknowns: enter its Adds under those of the ops that it comes from."""
+def _claim(plan: Plan, added: dict[int, set[Node]], claimed: set[int]) -> None:
+    """A shift goes on under other unknowns, through sums and through MatMuls that need no Add themselves.
+
+    Enter its Adds under those of the ops that it comes from.
+    """
     others = added.keys() - claimed
-    for connected in _connected(ties.sums.shifted_rows()) if others else ():
+    if not others:
+        return
+    rows = plan.ties.sums.shifted_rows()
+    for edit in plan.linears:
+        if edit.linear.bias_input is None and edit.shift.any() and edit.column_shift.any():
+            rows.append(_shift_keys(plan.ties, edit.linear.rows) | _shift_keys(plan.ties, edit.linear.columns))
+    for connected in _connected(rows):
         nodes = set().union(*(added[key] for key in connected & others))
         for key in connected & claimed:
             added.setdefault(key, set()).update(nodes)
