@@ -15,7 +15,12 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import TypeVar
 
 from harness import REPO, say
 
@@ -23,6 +28,7 @@ sys.path.insert(0, str(REPO / "tests"))
 
 import onnx
 from onnx import ModelProto
+from oracle import run_native
 from random_graphs import Seeded, random_model
 from referee import Array
 from test_random_graphs import check_fold
@@ -49,36 +55,82 @@ def main() -> int:
     return _run(arguments.seed, arguments.examples, time.monotonic() + 60 * arguments.minutes)
 
 
+@dataclass
+class Finding:
+    """What became of one model: what is wrong with it, if anything, and what was counted."""
+
+    what: str
+    counts: Counter[str] = field(default_factory=Counter)
+    drawn: Counter[str] = field(default_factory=Counter)
+    moved: Counter[str] = field(default_factory=Counter)
+
+
 def _run(seed: int, examples: int, end: float) -> int:
     failures: dict[str, list[int]] = {}
-    counts: Counter[str] = Counter()
-    drawn: Counter[str] = Counter()
-    moved: Counter[str] = Counter()
+    total = Finding("")
+    worker = Worker()
     for number in range(seed, seed + examples):
         if time.monotonic() > end:
             break
-        case = random_model(Seeded(number))
-        if case is None:
-            counts["led nowhere"] += 1
-            continue
-        counts["models"] += 1
-        what, folding = trouble(case)
-        if folding is not None:
-            report = folding.report
-            counts["BatchNorm"] += report.before.batch_norms
-            counts["of them folded"] += report.before.batch_norms - report.after.batch_norms
-            _count_ops(folding, drawn, moved)
-        if what:
-            if what not in failures:
-                say(f"seed {number}: {what}")
-            failures.setdefault(what, []).append(number)
+        found = worker.run(examined, number)
+        if found is None:  # ONNX Runtime aborts on some models, and the process with it
+            found = Finding("the process died") if worker.run(runs, number) else Finding("", Counter(["kill ORT"]))
+        total.counts += found.counts
+        total.drawn += found.drawn
+        total.moved += found.moved
+        if found.what:
+            if found.what not in failures:
+                say(f"seed {number}: {found.what}")
+            failures.setdefault(found.what, []).append(number)
         if number % 500 == 499:
             say(f"{number + 1 - seed} seeds, {sum(map(len, failures.values()))} failures")
-    print(", ".join(f"{count} {name}" for name, count in counts.items()))
-    print("ops, moved of drawn:", ", ".join(f"{op} {moved[op]}/{count}" for op, count in sorted(drawn.items())))
+    print(", ".join(f"{count} {name}" for name, count in total.counts.items()))
+    shares = (f"{op} {total.moved[op]}/{count}" for op, count in sorted(total.drawn.items()))
+    print("ops, moved of drawn:", ", ".join(shares))
     for what, seeds in sorted(failures.items(), key=lambda item: -len(item[1])):
         print(f"{len(seeds):5d} × {what}: seeds {', '.join(map(str, seeds[:6]))}")
     return 1 if failures else 0
+
+
+Result = TypeVar("Result")
+
+
+class Worker:
+    """A process that may die."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+
+    def run(self, work: Callable[[int], Result], number: int) -> Result | None:
+        """What the work gives; None if the process died of it."""
+        try:
+            return self._pool.submit(work, number).result()
+        except BrokenProcessPool:
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+            return None
+
+
+def examined(number: int) -> Finding:
+    """Draw a model, fold it, judge it."""
+    case = random_model(Seeded(number))
+    if case is None:
+        return Finding("", Counter(["led nowhere"]))
+    what, folding = trouble(case)
+    found = Finding(what, Counter(["models"]))
+    if folding is not None:
+        report = folding.report
+        found.counts["BatchNorm"] = report.before.batch_norms
+        found.counts["of them folded"] = report.before.batch_norms - report.after.batch_norms
+        _count_ops(folding, found.drawn, found.moved)
+    return found
+
+
+def runs(number: int) -> bool:
+    """Run the model itself: True if the process survives that."""
+    case = random_model(Seeded(number))
+    assert case is not None
+    run_native(*case)
+    return True
 
 
 def trouble(case: Case) -> tuple[str, Folding | None]:

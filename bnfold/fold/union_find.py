@@ -39,7 +39,8 @@ def total(terms: Floats, axis: int = 0) -> Floats:
 def distinct(ids: Ids) -> Ids:
     """Each id once, in ascending order: np.unique, but for that one's import of numpy.ma, which takes 15 ms."""
     ordered = np.sort(ids, axis=None)
-    return ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0]
+    once: Ids = ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0]
+    return once
 
 
 @dataclass(frozen=True)
