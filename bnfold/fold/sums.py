@@ -129,9 +129,8 @@ class Sums:
         """For each row, its unknowns whose value is not 0, all being known by now."""
         rows = []
         for block in self._blocks:
-            root, alpha, beta = self._shift.find(block.ids)
-            moved = alpha * self._shift.known[root] + beta != 0
-            rows += [set(block.ids[moved[:, column], column].tolist()) for column in range(root.shape[1])]
+            moved = self._shift.values(block.ids) != 0
+            rows += [set(block.ids[moved[:, column], column].tolist()) for column in range(moved.shape[1])]
         return rows
 
     # -- one block ------------------------------------------------------------------------------
