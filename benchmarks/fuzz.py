@@ -2,10 +2,16 @@
 
     python benchmarks/fuzz.py --examples 10000 --seed 0 [--show SEED] [--minutes 25]
 
+What has to hold is `tests/test_random_graphs.py:check_fold`: the model stays valid and keeps its function, in float64
+and on ONNX Runtime; values obey their relations, if need be after a fold without shifts; no more per-channel ops are
+left than before, and every BN is accounted for; a fold can be repeated to the byte; and what has been folded, folded
+again, is the same function once more with as many ops or one less (`SAVED_AGAIN` says why not always as many).
+
 Model number k is made from seed + k, so that every failure can be made again (`--show` prints the model and the
-trouble).  What fails is cut down: outputs and nodes are left out, one after the other, as long as it goes on failing
-in the same way.  At the end: how often each op was drawn, and how often a fold went into or through it, since what
-never moves is never tested.  Exit code 1 if anything failed.
+trouble).  Each is folded in another process, since a failed assertion in a library ends it.  What fails is cut
+down: outputs and nodes are left out, one after the other, as long as it goes on failing in the same way.  At the end:
+how often each op was drawn, and how often a fold went into or through it, since what never moves is never tested.
+Exit code 1 if anything failed.
 """
 
 from __future__ import annotations
