@@ -17,6 +17,7 @@ from bnfold.fold import Options
 from bnfold.frontends import GiveBack, naming, open_model
 from bnfold.graph import Graph
 from bnfold.insert.difference import Difference, difference
+from bnfold.insert.double import needs_double
 from bnfold.insert.measure import Kept, measure, measure_fresh
 from bnfold.insert.ops import LINEAR
 from bnfold.insert.parameters import MODES, Mode, fresh, preserving
@@ -191,7 +192,7 @@ def insert(
         placed = place(graph, sites, parameters)
         found = None
         if mode == "preserve":
-            found = difference(original, work, batches.first, provider)
+            found = difference(original, work, batches.first, provider, double=needs_double(sites))
         elif data is not None:
             measure_fresh(work, {one.name for one in placed}, batches, provider)
         if training_nodes:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bnfold.constants import is_floating
 from bnfold.errors import ModelError
+from bnfold.insert.double import outputs_in_double
 from bnfold.model_file import LoadedModel, save
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
 
@@ -30,13 +31,24 @@ class Difference:
     samples: int
 
 
-def difference(a: LoadedModel, b: LoadedModel, feeds: Feeds, provider: str) -> Difference:
+def difference(
+    a: LoadedModel, b: LoadedModel, feeds: Feeds, provider: str = "cpu", *, double: bool = False
+) -> Difference:
     """Run both on a batch, ONNX Runtime's optimisations off.
+
+    Args:
+        a: a model.
+        b: one with its inputs and outputs.
+        feeds: the batch.
+        provider: where they run, 'cpu', 'cuda' or 'tensorrt'.
+        double: whether they are computed in double, wherever they run otherwise.
 
     Raises: ModelError if one of them can't be run.
     """
     try:
-        before, after = (_outputs(model, feeds, provider) for model in (a, b))
+        before, after = (
+            outputs_in_double(model, feeds) if double else _outputs(model, feeds, provider) for model in (a, b)
+        )
     except CannotRun as why:
         raise ModelError(str(why)) from why
     samples = len(next(iter(feeds.values())))

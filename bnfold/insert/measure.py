@@ -13,6 +13,7 @@ import onnx
 from onnx import helper
 
 from bnfold.graph import Graph
+from bnfold.insert.double import measure_in_double, needs_double
 from bnfold.insert.sites import Site
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.api import CACHE_SIZE
@@ -65,6 +66,8 @@ def measure(model: LoadedModel, sites: Sequence[Site], data: Iterable[Feeds], pr
 
     Raises: ModelError if the model can't be run, or a statistic is not finite.
     """
+    if needs_double(sites):
+        return measure_in_double(model, sites, data)
     graph = Graph(model.proto)
     observed = [as_measured(site) for site in sites]
     readings = []
