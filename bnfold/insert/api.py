@@ -234,7 +234,7 @@ def _inserted(site: Site, placed: Placed, mode: str) -> Inserted:
     kept = not site.drops_bias and slot is not None and site.node.input(slot) is not None
     bias = "kept" if kept else ("moved" if mode == "preserve" else "dropped") if had else ""
     return Inserted(
-        placed.name, site.node.name, site.node.op, activation, site.target.name, site.channels, placed.parameters,
+        placed.name, site.name, site.node.op, activation, site.target.name, site.channels, placed.parameters,
         bias, site.transposed,
     )  # fmt: skip
 
@@ -250,7 +250,7 @@ def _told(
     if mode == "fresh":
         measured = "mean and variance were measured" if data is not None else "mean and variance are 0 and 1"
         yield f"the function is another one now: gamma is 1, beta 0, biases are gone, {measured}; train it"
-    last = [site.node.name for site in sites if site.is_last]
+    last = [site.name for site in sites if site.is_last]
     if last:
         yield f"{_listed(last)} is the last linear node on its way; --skip leaves it as it was"
     kept = [one.node for one in inserted if one.bias == "kept"]

@@ -38,7 +38,7 @@ def measure_in_double(model: LoadedModel, sites: Sequence[Site], data: Iterable[
             site = sites[at[name]]
             if not np.isfinite(value).all():
                 what = f"what it puts out is not finite in batch {number}; leave that data out"
-                raise ModelError(what, where=f"node {quoted(site.node.name)}")
+                raise ModelError(what, where=f"node {quoted(site.name)}")
             axes = tuple(axis for axis in range(value.ndim) if axis != site.axis)
             moments[at[name]].add(value.size // site.channels, value.mean(axes), value.var(axes))
     return moments

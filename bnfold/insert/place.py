@@ -61,7 +61,7 @@ class _Placer:
 
     def put(self, site: Site, values: Parameters) -> Placed:
         """Put in one BN."""
-        proto, name = site.node.proto, self._node_name(f"{site.node.name}.bn")
+        proto, name = site.node.proto, self._node_name(f"{site.name}.bn")
         self._drop_bias(site)
         if site.adds:  # what the node makes keeps its name and its meaning
             source = proto.output[0]
@@ -77,7 +77,7 @@ class _Placer:
         """New nodes, each right behind its linear node; and the Adds that were biases go."""
         entries = self._graph.main.proto.node
         for index in range(len(entries) - 1, -1, -1):
-            for node in reversed(self._new.get(id(entries[index]), ())):
+            for node in reversed(self._new.get(id(entries[index]), [])):
                 entries.insert(index + 1, node)
         remove_nodes(self._graph.main, self._gone)
 
@@ -103,7 +103,7 @@ class _Placer:
         if node.op == "Gemm":
             _remove_attribute(node.proto, "beta")
             if node.opset < 11:  # its third input is no option yet
-                node.proto.input[2] = self._tensor(f"{node.name}.no_bias", np.zeros(site.channels, dtype_of(site)))
+                node.proto.input[2] = self._tensor(f"{site.name}.no_bias", np.zeros(site.channels, dtype_of(site)))
                 return
         del node.proto.input[2:]
 

@@ -43,6 +43,7 @@ class Site:
 
     Attributes:
         node: the linear node.
+        name: its name; where it has none that of its output, which the insertion may change.
         adds: nodes behind it that add a constant per channel: its bias, of a MatMul.
         target: the value that the BN is to make.
         channels: C.
@@ -55,6 +56,7 @@ class Site:
     """
 
     node: Node
+    name: str
     adds: tuple[Node, ...]
     target: Value
     channels: int
@@ -149,7 +151,8 @@ class _Finder:
             target = behind
         activation, _ = self._reading(target)
         return Site(
-            node, tuple(adds), target, channels, axis, rank, bias if own is None else bias + own, own is not None,
+            node, node.name, tuple(adds), target, channels, axis, rank,
+            bias if own is None else bias + own, own is not None,
             int(helper.np_dtype_to_tensor_dtype(weight.dtype)), activation, node not in self._not_last,
         )  # fmt: skip
 
