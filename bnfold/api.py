@@ -118,6 +118,7 @@ def fold(
     verify: bool | Literal["full"] = True,
     require_verify: bool = False,
     keep_overridable: bool = False,
+    merge: bool = True,
 ) -> FoldResult:
     """Remove BatchNormalization from a model without changing what it computes.
 
@@ -134,6 +135,7 @@ def fold(
             them, `verification.skipped` says why. 'full': the result is judged as `bnfold.verify` does, too.
         require_verify: whether that is an error.
         keep_overridable: whether initializers that are graph inputs too stay so; by default they are frozen.
+        merge: whether parallel branches, and linear nodes in a row, become one node where that is no more work.
 
     Raises:
         UsageError: no model, or arguments that contradict each other.
@@ -146,7 +148,7 @@ def fold(
     original, give_back = open_model(model)
     with naming(original.path):
         log.info("folding")
-        folding, verification = _fold(original, Options(only, skip, keep_overridable), verify)
+        folding, verification = _fold(original, Options(only, skip, keep_overridable, merge), verify)
         if require_verify and verification.skipped and _has_changed(folding):
             what = f"the relation check, which is required, can't be made: {verification.skipped}"
             raise NotEquivalentError(what)

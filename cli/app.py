@@ -130,6 +130,9 @@ def fold(
     keep_overridable: Annotated[
         bool, typer.Option("--keep-overridable", help="Leave initializers alone that are graph inputs too.")
     ] = False,
+    no_merge: Annotated[
+        bool, typer.Option("--no-merge", help="Keep parallel branches: don't make one node of several.")
+    ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="PATTERN", help="Fold only nodes with such a name (* ? [...]); repeatable."),
@@ -148,8 +151,8 @@ def fold(
     return partial(
         run, model, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
         no_verify=no_verify,
-        require_verify=require_verify, keep_overridable=keep_overridable, only=only or (), skip=skip or (),
-        json=json, quiet=quiet, verbose=verbose,
+        require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, only=only or (),
+        skip=skip or (), json=json, quiet=quiet, verbose=verbose,
     )  # fmt: skip
 
 
@@ -159,12 +162,13 @@ def inspect(
     keep_overridable: Annotated[
         bool, typer.Option("--keep-overridable", help="As for fold: such initializers are no constants.")
     ] = False,
+    no_merge: Annotated[bool, typer.Option("--no-merge", help="As for fold: parallel branches stay.")] = False,
     json: Json = False,
 ) -> Job:
     """Show every BatchNorm of a model: neighbours, statistics, and what a fold would do with it."""
     from .inspect import run
 
-    return partial(run, model, keep_overridable=keep_overridable, json=json)
+    return partial(run, model, keep_overridable=keep_overridable, no_merge=no_merge, json=json)
 
 
 @app.command(epilog=VERIFY_EXAMPLES)

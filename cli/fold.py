@@ -22,6 +22,7 @@ def run(
     no_verify: bool,
     require_verify: bool,
     keep_overridable: bool,
+    no_merge: bool,
     only: Sequence[str],
     skip: Sequence[str],
     json: bool,
@@ -51,7 +52,7 @@ def run(
             check_output(target, overwrite, [])
         result = bnfold.fold(
             model, only=only, skip=skip, verify="full" if verify == "full" else not no_verify,
-            require_verify=require_verify, keep_overridable=keep_overridable,
+            require_verify=require_verify, keep_overridable=keep_overridable, merge=not no_merge,
         )  # fmt: skip
         files = [] if dry_run else result.save(target, overwrite=overwrite)
 

@@ -20,6 +20,7 @@ from bnfold.errors import quoted
 if TYPE_CHECKING:
     from bnfold import Entry, FoldResult, Inspection
     from bnfold.inspection import BatchNorm, Neighbour, Port
+    from bnfold.report import Merge
 
 Row = tuple[str, str]
 LABEL_WIDTH = 9
@@ -118,6 +119,7 @@ def folded(
     rows += _checks(result)
     if verbose:
         rows += [(entry.outcome, _entry(entry)) for entry in result.report.entries]
+        rows += [("merged", _merge(merge)) for merge in result.report.merges]
     else:
         rows += _kept(result.kept)
     notices = result.notices if verbose or len(result.notices) <= NOTICES else result.notices[:NOTICES]
@@ -139,6 +141,40 @@ def _counts(result: FoldResult) -> Iterator[Row]:
     yield "BN", _change(report.before.batch_norms, report.after.batch_norms) + note
     yield "ops", f"{_change(report.before.per_channel_ops, report.after.per_channel_ops)} {PER_CHANNEL}"
     yield "nodes", _change(report.nodes_before, report.nodes_after)
+    yield from _merged(report.merges)
+
+
+def _merged(merges: Sequence[Merge]) -> Iterator[Row]:
+    """What merging saves, in all; counts of a node whose size is unknown are those of one position of its output."""
+    if not merges:
+        return
+    pairs = [(merge.nodes, merge.multiply_adds, merge.weight_bytes) for merge in merges]
+    nodes, work, bytes_ = ([sum(pair[k] for pair in of) for k in (0, 1)] for of in zip(*pairs, strict=True))
+    of = "an image" if all(merge.per_image for merge in merges) else "a position"
+    yield "merged", (
+        f"{nodes[0]} nodes → {nodes[1]}: {number(work[0])} → {number(work[1])} multiply-adds {of}, "
+        f"{size(bytes_[0])} → {size(bytes_[1])} of weights"
+    )
+
+
+def number(count: int) -> str:
+    """A number for people.
+
+    >>> number(950), number(64_000), number(1_234_000_000)
+    ('950', '64 k', '1.2 G')
+    """
+    for unit, name in ((10**9, "G"), (10**6, "M")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1000:.0f} k" if count >= 1000 else str(count)
+
+
+def _merge(merge: Merge) -> str:
+    others = [name for name in merge.parts if name != merge.name]
+    shown = ", ".join(quoted(name) for name in others[:NAMES])
+    shown += f" and {len(others) - NAMES} more" if len(others) > NAMES else ""
+    work = f"{number(merge.multiply_adds[0])} → {number(merge.multiply_adds[1])} multiply-adds"
+    return f"{merge.op} {quoted(merge.name)}  took in {shown}: {work} {'an image' if merge.per_image else 'a position'}"
 
 
 def _change(before: int, after: int) -> str:

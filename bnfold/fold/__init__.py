@@ -1,5 +1,6 @@
 """Fold BatchNormalization out of a model: the whole way on one screen.
 
+    merge     parallel branches become one linear node each
     ties      every value may be stored in other coordinates; each op ties those of its inputs and outputs
     accept    BN (and constant Mul, Add, Sub, Div) are offered to the solver: those go that contradict nothing
     plan      every unknown gets a value: new parameters, frozen and checked
@@ -11,7 +12,7 @@ A scope (the main graph, a body, a local function) is folded by itself: what cro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -20,6 +21,7 @@ from onnx import ModelProto
 from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
+from bnfold.fold.merge import Spoiled, merge_model
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
@@ -29,6 +31,7 @@ from bnfold.graph import Graph, Node, Scope
 from bnfold.model_file import LoadedModel
 from bnfold.report import FoldReport
 from bnfold.shapes import Shapes
+from bnfold.verify.merged import prove_merges
 from bnfold.verify.static import StaticProof, prove
 
 
@@ -40,12 +43,14 @@ class Options:
         only: patterns (`*`, `?`, `[...]`) of node names; if given, nothing else is folded.
         skip: patterns of node names that stay untouched.
         keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
+        merge: whether parallel branches become one node.
         largest_shift: by how many times its usual size a value that several read may be shifted.
     """
 
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     keep_overridable: bool = False
+    merge: bool = True
     largest_shift: float = LARGEST_SHIFT
 
     def chosen(self, node: Node) -> bool:
@@ -53,6 +58,16 @@ class Options:
         if any(fnmatchcase(node.name, pattern) for pattern in self.skip):
             return False
         return not self.only or any(fnmatchcase(node.name, pattern) for pattern in self.only)
+
+    def mergeable(self, node: Node) -> bool:
+        """True if the options let this node merge with others; --only is about BN."""
+        if node.op == "BatchNormalization":
+            return self.chosen(node)
+        return not any(fnmatchcase(node.name, pattern) for pattern in self.skip)
+
+    def wanted(self, nodes: Iterable[Node]) -> bool:
+        """True if these nodes may become one: with --only, if there is a BN among them."""
+        return not self.only or any(node.op == "BatchNormalization" for node in nodes)
 
 
 @dataclass
@@ -69,10 +84,12 @@ class Folding:
 Barred = dict[tuple[str, int], Refusal]  # ops that have to stay, by scope and index of the node
 
 
-def plan_model(model: LoadedModel, options: Options, barred: Barred) -> tuple[Graph, list[Plan]]:
-    """The plan of every scope; `barred` is added to."""
-    graph = Graph(model.proto)
-    shapes = Shapes(graph, model, options.keep_overridable)
+def plan_model(
+    model: LoadedModel, options: Options, barred: Barred, graph: Graph | None = None, shapes: Shapes | None = None
+) -> tuple[Graph, list[Plan]]:
+    """The plan of every scope; `barred` is added to, `graph` and `shapes` are those of the model, if there are any."""
+    graph = graph or Graph(model.proto)
+    shapes = shapes or Shapes(graph, model, options.keep_overridable)
     return graph, [_plan_scope(scope, shapes, options, barred) for scope in graph.scopes]
 
 
@@ -96,21 +113,29 @@ def fold_model(model: LoadedModel, options: Options) -> Folding:
         ModelError: the model is not valid ONNX.
     """
     barred: Barred = {}
+    spoiled: set[str] = set()
     while True:
         proto = ModelProto()
         proto.CopyFrom(model.proto)
         work = LoadedModel(proto, model.weights, model.path)
-        graph, plans = plan_model(work, options, barred)
-        nodes_before = sum(len(scope.nodes) for scope in graph.scopes)
-        told, (before, after) = entries(plans), counts(graph, plans)
+        try:
+            merging = merge_model(work, options, spoiled)
+            merged = prove_merges(merging)
+        except Spoiled as trouble:
+            spoiled.add(trouble.key)
+            continue
+        graph, plans = plan_model(work, options, barred, merging.graph, merging.shapes)
+        told, (before, after) = entries(plans, merging), counts(graph, plans, merging)
         try:
             done = rewrite(graph, work.weights, plans)
-            proof = prove(done, work.weights)
+            proof = merged + prove(done, work.weights)
         except Unrepresentable as trouble:
             barred.update(_culprits(plans, trouble))
             continue
+        done.frozen.extend(merging.frozen)
         nodes_after = sum(len(scope.nodes) for scope in Graph(proto).scopes)
-        report = FoldReport(told, before, after, nodes_before, nodes_after, _notices(work, done))
+        told_of = tuple(merging.merges)
+        report = FoldReport(told, before, after, merging.nodes, nodes_after, _notices(work, done), told_of)
         return Folding(work, report, plans, done, proof)
 
 

@@ -42,6 +42,12 @@ class StaticProof:
     values: int
     worst_ulp: float
 
+    def __add__(self, other: StaticProof) -> StaticProof:
+        """Both proofs as one: what was rounded twice may be off by both."""
+        return StaticProof(
+            self.tensors + other.tensors, self.values + other.values, max(self.worst_ulp, other.worst_ulp)
+        )
+
 
 def prove(done: Rewrite, weights: Weights) -> StaticProof:
     """Check every rewritten weight of linear nodes, and that every other new parameter is finite.

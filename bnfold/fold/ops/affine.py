@@ -31,7 +31,7 @@ def read_affine(ties: Ties, node: Node, rank: int | None) -> tuple[Value, Floats
     """(x, a, b) of an affine node; None if it is none, with the reason in `ties.refused` for a BN."""
     if node.op == "BatchNormalization":
         return _batch_norm(ties, node, rank)
-    if node.op in ARITHMETIC and node.opset >= 7:  # before 7 shapes align by attributes
+    if node.op in ARITHMETIC:
         return _arithmetic(ties, node)
     return None
 
@@ -114,8 +114,16 @@ def _fits(ties: Ties, source: Value, rank: int, parameter: Any, told: bool) -> b
 
 
 def _arithmetic(ties: Ties, node: Node) -> tuple[Value, Floats, Floats] | None:
+    found = read_arithmetic(ties, node)
+    if found is None:
+        return None
+    return found if _keeps_shape(ties, found[0], node, found[1]) else None
+
+
+def read_arithmetic(ties: Ties, node: Node) -> tuple[Value, Floats, Floats] | None:
+    """(x, a, b) of a Mul, Add, Sub or Div by a constant, which may be larger than x; None if it is none."""
     left, right = node.input(0), node.input(1)
-    if left is None or right is None:
+    if left is None or right is None or node.opset < 7:  # before 7 shapes align by attributes
         return None
     constant, other = ties.array(right), left
     swapped = constant is None or ties.is_constant(left)
@@ -135,9 +143,7 @@ def _arithmetic(ties: Ties, node: Node) -> tuple[Value, Floats, Floats] | None:
             "Div": lambda: (1 / c, np.zeros_like(c)),  # y = x / c
             "Sub": lambda: (-np.ones_like(c), c) if swapped else (np.ones_like(c), -c),  # y = c - x, x - c
         }[node.op]()
-    if not (np.isfinite(a).all() and np.isfinite(b).all()) or not _keeps_shape(ties, other, node, c):
-        return None
-    return other, a, b
+    return (other, a, b) if np.isfinite(a).all() and np.isfinite(b).all() else None
 
 
 def _keeps_shape(ties: Ties, x: Value, node: Node, constant: Array) -> bool:
