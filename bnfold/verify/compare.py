@@ -227,7 +227,7 @@ class _Judge:
         if worst > criterion.EQUAL:
             assert first is not None
             off = _off_by(replace(first, r=min(first.r, worst)))
-            reason = f"{off}: more than rounding of single weights does, of the order of 1e-6"
+            reason = f"{off}: more than rounding of single weights does"
             return self._end(comparison.ROUNDING, reason, segments, first)
         if found.blind:
             name = quoted(found.blind[0].pair.a)

@@ -33,7 +33,8 @@ LARGEST: dict[int, float] = {
 # Inputs of these ops that are weights; others (bounds, exponents, shapes) are settings, and moving them is no rounding.
 WEIGHTED = frozenset(
     """Conv ConvTranspose Gemm MatMul BatchNormalization Mul Add Sub Div PRelu LSTM GRU RNN InstanceNormalization
-    LayerNormalization GroupNormalization RMSNormalization Einsum""".split()
+    LayerNormalization GroupNormalization RMSNormalization Einsum FusedConv FusedGemm FusedMatMul BiasGelu
+    SkipLayerNormalization""".split()
 )
 # What only moves data: a weight behind it is a weight.
 MOVERS = frozenset("Transpose Reshape Identity Cast CastLike Unsqueeze Squeeze Flatten Slice Split Expand".split())

@@ -54,6 +54,8 @@ KEPT = frozenset(
 )
 # Attributes that name an element type.
 TYPE_ATTRIBUTES = frozenset({"to", "dtype"})
+# The input that has to be of floats for an op to be declared, where it isn't the first.
+FLOAT_INPUTS = {"OneHot": 2, "DequantizeLinear": 1}
 # Element types that are computed in double.
 WIDE = FLOATS | {TensorProto.DOUBLE}
 # Tensors above this are no constants that a declaration looks into, and shape inference doesn't need them.
@@ -175,13 +177,15 @@ class _Conversion:
 
         Raises: Unsupported.
         """
-        if node.domain not in ("", "ai.onnx"):
+        op_type = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}:{node.op_type}"
+        if ":" in op_type and op_type not in DECLARATIONS:
             raise Unsupported(f"an op of {node.domain}")
-        before, declaration = OLDER.get(node.op_type, (0, None))
+        before, declaration = OLDER.get(op_type, (0, None))
         if declaration is None or self.opset >= before:
-            data = list(node.input[2:3] if node.op_type == "OneHot" else node.input[:1])
+            place = FLOAT_INPUTS.get(op_type, 0)
+            data = node.input[place : place + 1]
             floats = not data or self.types.get(data[0], TensorProto.FLOAT) in WIDE
-            declaration = DECLARATIONS.get(node.op_type) if floats else None
+            declaration = DECLARATIONS.get(op_type) if floats else None
         if node.op_type == "Attention" and _masked_twice(node):
             raise Unsupported("causal, padded, or of inner values")
         if declaration is not None:
