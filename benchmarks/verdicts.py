@@ -42,9 +42,9 @@ import bnfold
 from bnfold.errors import BnfoldError
 from bnfold.model_file import wrap
 from bnfold.verify.inputs import drawn
-from bnfold.verify.prepare import moved, prepare
+from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import CannotRun, Runner, cut_model
-from bnfold.verify.sides import Side, as_double
+from bnfold.verify.sides import Side
 
 PEERS = ("onnxslim", "onnxsim", "onnxoptimizer", "onnxscript", "ORT basic")
 SEEDS = 3
@@ -184,7 +184,7 @@ class _Effects:
             self.batches = drawn(proto := prepare(wrap(model)), 0).batches
             side = Side(proto, self.batches[0])
             names = [name for name in side.double_makers if name in {info.name for info in side.model.graph.output}]
-            runner = Runner(cut_model(side.model, {}, names, side.weights), names)
+            runner = Runner(cut_model(side.model, {}, names, side.loose), names)
             feeds = [side.double_feeds(batch) for batch in self.batches]
             self.exact = [runner.run(given | _weights(side, runner, None)) for given in feeds]
             self.noise = [
@@ -216,10 +216,7 @@ class _Effects:
 
 
 def _weights(side: Side, runner: Runner, seed: int | None) -> dict[str, Any]:
-    names = [name for name in runner.inputs if name in side.weights]
-    if seed is None:
-        return {name: as_double(onnx.numpy_helper.to_array(side.weights[name])) for name in names}
-    return {name: as_double(moved(side.weights[name], seed)) for name in names}
+    return {name: side.weight(name, seed) for name in runner.inputs if name in side.loose}
 
 
 def _is_float(value: Any) -> bool:

@@ -18,6 +18,8 @@ from onnx.parser import parse_model
 
 from bnfold.model_file import load
 from bnfold.verify.float64 import Unsupported, to_float64
+from bnfold.verify.large import Model
+from bnfold.verify.large import reference as reference_to
 from bnfold.verify.prepare import prepare
 
 Array = npt.NDArray[Any]
@@ -215,6 +217,16 @@ def test_a_big_convolution_goes_by_bands() -> None:
     assert_close(run(form.model, wide(feeds))["o0"], run(model, feeds)["o0"], FLOAT_NOISE, "bands")
 
 
+def test_weights_that_are_elsewhere_are_cast_as_the_graph_runs() -> None:
+    model, _ = node_model("Gemm", Case([np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)], constants=(1,)))
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer[0].CopyFrom(reference_to("i1", TensorProto.FLOAT, weight.shape))
+    form = to_float64(model)
+    (stored,) = form.stored
+    assert form.stored == {stored: "i1"} and [tensor.name for tensor in form.model.graph.initializer] == [stored]
+    assert [node.op_type for node in form.model.graph.node] == ["Cast", "Gemm"]
+
+
 def test_to_float64_leaves_the_model_as_it_is() -> None:
     model, _ = node_model("Conv", Case([np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 2, 2), np.float32)]))
     before = model.SerializeToString()
@@ -230,7 +242,7 @@ DRAWN = "gru_bn.legacy13 hand_ir3_opset9.hand9 yolov5_pico.legacy13 m5_audio.dyn
 @pytest.mark.parametrize("name", [*REAL, *DRAWN])
 def test_a_model_in_double(name: str, real_models: list[Path], hydrated: Callable[[str], Path]) -> None:
     path = next((p for p in real_models if p.stem == name), None) or hydrated(name)
-    model = prepare(load(path))
+    model = whole(prepare(load(path)))
     feeds = drawn_feeds(model)
     everything = ModelProto()
     everything.CopyFrom(model)
@@ -245,6 +257,14 @@ def test_a_model_in_double(name: str, real_models: list[Path], hydrated: Callabl
     for output, value in run(form.model, wide(given)).items():
         rms = float(np.sqrt(np.mean(np.square(value)))) or 1.0
         assert float(np.sqrt(np.mean(np.square(value - values[output])))) <= noise * rms, output
+
+
+def whole(model: Model) -> ModelProto:
+    """With its large weights inside."""
+    for tensor in model.graph.initializer:
+        if tensor.name in model.beside:
+            tensor.CopyFrom(numpy_helper.from_array(model.beside[tensor.name], tensor.name))
+    return model.proto
 
 
 def drawn_feeds(model: ModelProto) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from bnfold.model_file import load
 from bnfold.verify.criterion import Tally, regressed, unlike
 from bnfold.verify.examine import Batches, examine
 from bnfold.verify.inputs import drawn
+from bnfold.verify.large import parted
 from bnfold.verify.pairing import LAYOUTS, NEAR, Pair, pair_coordinates, pair_values, sketch
 from bnfold.verify.prepare import moved, prepare, weights
 from bnfold.verify.sides import Side
@@ -79,8 +80,9 @@ def test_weights_move_by_one_unit_and_settings_do_not() -> None:
         <float[2, 2] w = {1, 2, 0, -4}, float low = {0}, float two = {2}>
         { a = MatMul (x, w)  b = Pow (a, two)  y = Max (b, low) }"""
     )
-    assert set(weights(model)) == {"w"}
-    changed = moved(weights(model)["w"], 0)
+    found = weights(parted(model))
+    assert set(found) == {"w"}
+    changed = moved("w", found["w"], 0)
     original = np.array([[1, 2], [0, -4]], np.float32)
     assert changed.dtype == np.float32 and changed[1, 0] == 0
     with np.errstate(divide="ignore", invalid="ignore"):

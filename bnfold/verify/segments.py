@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
 from bnfold.constants import Array
 from bnfold.verify.criterion import NATIVE, SEEDS, Reading, Tally, regressed
@@ -192,7 +192,7 @@ class _Measurement:
     def _session(self, side: Side, names: list[str], cuts: Mapping[str, int], loose: bool) -> Runner:
         model = side.proto if self.native else side.model
         types = {name: side.types[name] for name in cuts} if self.native else cuts
-        weights = side.weights if loose else ()
+        weights = (side.weights if self.native else side.loose) if loose else ()
         wanted = list(dict.fromkeys(names))
         return Runner(cut_model(model, types, wanted, weights, side.shapes), wanted)
 
@@ -208,10 +208,10 @@ class _Measurement:
         found: Feeds = {}
         for name in runner.inputs:
             cut = name.removeprefix(CUT)
-            if name in side.weights:
-                weight = side.weights[name]
-                value = moved(weight, seed) if seed is not None else numpy_helper.to_array(weight)
-                found[name] = value if self.native else as_double(value)
+            if self.native and name in side.weights:
+                found[name] = side.weights[name] if seed is None else moved(name, side.weights[name], seed)
+            elif name in side.loose:
+                found[name] = side.weight(name, seed)
             else:
                 value = given[cut] if name.startswith(CUT) else feeds[name]
                 if seed is not None and value.dtype.kind == "f":

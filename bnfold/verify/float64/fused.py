@@ -38,6 +38,7 @@ def _activated(x: Term, name: str, parameters: list[float]) -> Term:
 def fused_conv(op: Op) -> Term:
     """Conv, a sum, an activation."""
     total, other = conv(op), op.optional(3)
+    assert isinstance(total, Term)
     total = total if other is None else total + other
     return _activated(total, op.attribute("activation", ""), op.attribute("activation_params", []))
 
