@@ -19,12 +19,16 @@ CHOSE = frozenset(
 )
 """Models whose figures were seen before the limits were set: they are told apart."""
 
+WRONG_OF_PEERS = {("hand_bn_training_mode.hand15.onnx", "onnxscript"): "takes training mode for inference"}
+"""What other tools really do wrong on these files, by model and tool: counted as bugs."""
+
 FLOOR = 1.0
 """Bugs whose effect is smaller do less to every output than moving all weights by one unit in the last place."""
 
 
 def report(rows: list[dict[str, Any]]) -> int:
     """Print the tables."""
+    rows = [row | {"kind": "wrong"} if (row["model"], row["pair"]) in WRONG_OF_PEERS else row for row in rows]
     seen = [row for row in rows if row["model"] in CHOSE]
     rows = [row for row in rows if row["model"] not in CHOSE]
     right, wrong = ([row for row in rows if row["kind"] == kind] for kind in ("right", "wrong"))

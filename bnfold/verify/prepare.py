@@ -183,9 +183,13 @@ def moved(name: str, weight: Array, seed: int) -> Array:
     """A weight, every number one unit in the last place up or down (0 stays), of its stored type."""
     rng = np.random.default_rng([seed, *name.encode()])
     flat = np.ascontiguousarray(weight).ravel()
-    result: Array = np.empty_like(flat)
-    for start in range(0, flat.size, BLOCK):  # the random numbers alone would be twice as large as the weight
-        part = flat[start : start + BLOCK]
-        away = np.where(rng.integers(0, 2, part.shape) == 1, np.inf, -np.inf).astype(part.dtype)
-        result[start : start + BLOCK] = np.where(part == 0, part, np.nextafter(part, away))
+    result: Array = flat.copy()
+    bits = result.view(f"i{flat.itemsize}")  # the next number is the next integer
+    for start in range(0, flat.size, BLOCK):
+        part, place = flat[start : start + BLOCK], slice(start, start + BLOCK)
+        away = np.unpackbits(np.frombuffer(rng.bytes(-(-part.size // 8)), np.uint8), count=part.size)
+        bits[place] += 2 * away.astype(np.int8) - 1
+        with np.errstate(invalid="ignore"):
+            stays = (part == 0) | ~np.isfinite(part) | ~np.isfinite(result[place])
+        np.copyto(result[place], part, where=stays)
     return np.asarray(result.reshape(weight.shape))
