@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from onnx import ModelProto
 
 from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
@@ -21,6 +20,7 @@ from bnfold.model_file import LoadedModel, save
 from bnfold.recalibrate.instrument import Reading, instrument
 from bnfold.recalibrate.moments import Floats, Moments
 from bnfold.recalibrate.sites import Site
+from bnfold.verify.large import Model
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
 
 
@@ -131,7 +131,7 @@ def is_plain(provider: str) -> bool:
     return provider != "cpu"
 
 
-def make_runner(model: ModelProto | str, provider: str, names: Sequence[str] = ()) -> Runner:
+def make_runner(model: Model | str, provider: str, names: Sequence[str] = ()) -> Runner:
     """A session that is as fast as ONNX Runtime can make it.  Raises: ModelError."""
     try:
         return Runner(model, names, provider, optimized=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import NodeProto, TensorProto
 
 from bnfold.constants import Array
-from bnfold.verify.prepare import LARGEST, ULP, weights
+from bnfold.verify.large import Model
+from bnfold.verify.prepare import LARGEST, ULP, moved, weights
 from bnfold.verify.runtime import (
     CUT,
     CannotRun,
@@ -46,13 +47,14 @@ class Side:
         shapes, types: of values, as far as they are known.
         floats: the values that can be compared, in topological order.
         weights: initializers that rounding would move.
+        loose: the initializers of `model` that hold them, and their own names.
         makers: the node of each value, in `proto`.
 
     Raises:
         CannotRun: there is no double form.
     """
 
-    def __init__(self, proto: ModelProto, feeds: Mapping[str, Array]) -> None:
+    def __init__(self, proto: Model, feeds: Mapping[str, Array]) -> None:
         from bnfold.verify.float64 import Unsupported, to_float64
 
         self.proto = proto
@@ -61,10 +63,12 @@ class Side:
         self.makers = producers(proto.graph)
         self._ask(feeds)
         try:
-            form = to_float64(proto, self.shapes, self.types)
+            form = to_float64(proto.proto, self.shapes, self.types)
         except Unsupported as why:
             raise CannotRun(f"it has no float64 form: {why}") from why
-        self.model, self.unsupported = form.model, form.unsupported
+        self.unsupported = form.unsupported
+        kept = {name: array for name, array in proto.beside.items() if name not in form.stored.values()}
+        self.model = Model(form.model, {new: proto.beside[old] for new, old in form.stored.items()} | kept)
         self.double_makers = producers(self.model.graph)
         self.floats = [
             name
@@ -74,6 +78,8 @@ class Side:
             and (name in self.double_makers or name in self.unsupported)
         ]  # fmt: skip
         self.weights = weights(proto)
+        stored = {old: new for new, old in form.stored.items()}
+        self.loose = {stored.get(name, name): name for name in self.weights}
 
     def _ask(self, feeds: Mapping[str, Array]) -> None:
         """Shapes and types that inference doesn't give, from native runs."""
@@ -89,6 +95,12 @@ class Side:
                     self.shapes[name] = value.shape
                     kind = {"float32": 1, "float16": 10, "float64": 11, "int64": 7, "int32": 6, "bool": 9}
                     self.types[name] = kind.get(value.dtype.name, 0)
+
+    def weight(self, name: str, seed: int | None) -> Array:
+        """One of `loose` as `model` takes it, moved by one unit in the last place if there is a seed."""
+        own = self.loose[name]
+        value = self.weights[own] if seed is None else moved(own, self.weights[own], seed)
+        return as_double(value) if name == own else value
 
     def nbytes(self, name: str) -> int:
         """Size of a value in double."""
