@@ -289,7 +289,7 @@ def test_one_image_is_a_batch() -> None:
 def test_values_of_dead_channels_obey_no_relation() -> None:
     """From the removed op down to the node that takes their place, and no further."""
     text = (
-        "x[N,3,4,4] -> y, z | h = Conv(x, w[4,3,1,1]); z = Sigmoid(h); g = BN4(h); r = Relu(g); "
+        "x[N,3,4,4] -> y, z | h = Conv(x, w[4,3,1,1]); z = Sigmoid(h); g = BN4(h); r = GlobalMaxPool(g); "
         "y = Conv(r, v[2,4,1,1])"
     )
     model = Probe("dead", "", text, values={"g_gamma": [0.0, 1.0, 0.5, 2.0]}).model()
