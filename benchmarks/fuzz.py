@@ -90,6 +90,7 @@ def _run(seed: int, examples: int, end: float) -> int:
             failures.setdefault(found.what, []).append(number)
         if number % 500 == 499:
             say(f"{number + 1 - seed} seeds, {sum(map(len, failures.values()))} failures")
+    worker.close()
     print(", ".join(f"{count} {name}" for name, count in total.counts.items()))
     shares = (f"{op} {total.moved[op]}/{count}" for op, count in sorted(total.drawn.items()))
     print("ops, moved of drawn:", ", ".join(shares))
@@ -107,11 +108,16 @@ class Worker:
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(1, get_context("spawn"))
 
+    def close(self) -> None:
+        """End it."""
+        self._pool.shutdown()
+
     def run(self, work: Callable[[int], Result], number: int) -> Result | None:
         """What the work gives; None if the process died of it."""
         try:
             return self._pool.submit(work, number).result()
         except BrokenProcessPool:
+            self.close()
             self._pool = ProcessPoolExecutor(1, get_context("spawn"))
             return None
 

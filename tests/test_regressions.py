@@ -209,6 +209,16 @@ CONDITIONS = [
     Probe("channels-are-reflected", "",
           'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = Pad<mode="reflect">(h, a:int64[2]={1,1}, "", b:int64[1]={1});'
           "y = BN6(p)", 1, opset=18),
+    Probe("reflected-axes-are-named", "",
+          'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); '
+          'p = Pad<mode="reflect">(h, a:int64[8]={0,0,0,1,0,0,0,1}, "", b:int64[4]={0,2,3,1}); y = BN6(p)', 1,
+          opset=18),
+    Probe("zeros-along-a-named-axis", "",
+          'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = Pad(h, a:int64[2]={1,1}, "", b:int64[1]={2}); '
+          "y = Mul(p, k[4,1,1])", opset=18),
+    # one channel twice: what holds for it holds for both
+    Probe("one-channel-beside-itself", "",
+          "x[N,3,4,4] -> y, z | h = Conv(x, w[1,3,1,1]); c = Concat<axis=1>(h, h); y = Relu(c); z = BN1(h)", 1),
     Probe("borders-are-reflected", "",
           'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = Pad<mode="reflect">(h, a:int64[8]={0,0,1,1,0,0,1,1});'
           "y = BN4(p)"),
@@ -250,6 +260,61 @@ def test_untouched_bias_behind_matmul_stays_as_it_is() -> None:
     assert all(kept[tensor.name] == tensor for tensor in model.graph.initializer if tensor.name in ("v", "k"))
     alone = Probe("matmul-add-alone", "", "x[N,5] -> z | m = MatMul(x, v[5,2]); z = Add(m, k[2])").model()
     assert to_proto(fold_model(wrap(alone), Options()).model) == alone
+
+
+def test_untouched_table_stays_as_it_is() -> None:
+    model = Probe("table", "", "x[N,2] -> y | i = Cast<to=7>(x); y = Gather(w[4,2], i)").model()
+    folding = fold_model(wrap(model), Options())
+    assert folding.rewrite.rewritten == []
+    assert to_proto(folding.model) == model
+
+
+def test_dead_channel_needs_no_add() -> None:
+    """What a dead channel gives goes on through a MatMul without a bias into the Gemm behind it."""
+    text = "x[N,4] -> y | h = BN4(x); m = MatMul(h, w[4,3]); y = Gemm(m, v[3,5], c[5])"
+    model = Probe("dead-goes-on", "", text, values={"h_gamma": [0.0, 1.0, -1.0, 0.5], "h_beta": 0.7}).model()
+    assert sum(left(to_proto(fold_model(wrap(model), Options()).model))) == 0
+
+
+def test_one_image_is_a_batch() -> None:
+    """The first two images of a batch of 2 and of 3 are two, but of one they are one."""
+    text = (
+        "x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); "
+        "s = Slice(h, b:int64[1]={0}, e:int64[1]={2}, ax:int64[1]={0}); n = Shape<end=1>(s); f = Cast<to=1>(n); "
+        "y = Div(h, f)"
+    )
+    model = Probe("first-two-images", "", text).model()
+    folded = to_proto(fold_model(wrap(model), Options()).model)
+    assert_same_function(model, folded, [{"x": np.ones((1, 3, 4, 4), np.float32)}])
+
+
+def test_values_of_dead_channels_obey_no_relation() -> None:
+    """From the removed op down to the node that takes their place, and no further."""
+    text = (
+        "x[N,3,4,4] -> y, z | h = Conv(x, w[4,3,1,1]); z = Sigmoid(h); g = BN4(h); r = GlobalMaxPool(g); "
+        "y = Conv(r, v[2,4,1,1])"
+    )
+    model = Probe("dead", "", text, values={"g_gamma": [0.0, 1.0, 0.5, 2.0]}).model()
+    folding = fold_model(wrap(model), Options())
+    assert folding.report.after.batch_norms == 0
+    assert folding.plans[0].arbitrary == {"h", "g", "r"}
+
+
+def test_new_constants_are_named_after_what_they_replace() -> None:
+    """The scale goes into the Conv, the shift can't: it is the Sub's."""
+    text = "x[N,3,4,4] -> y | d = Div(x, k[3,1,1]); s = Sub(d, b[3,1,1]); y = Conv<pads=[1,1,1,1]>(s, w[2,3,3,3])"
+    model = Probe("named", "", text).model()
+    for node in model.graph.node:
+        node.name = f"the {node.op_type}"
+    folded = to_proto(fold_model(wrap(model), Options()).model)
+    assert [node.op_type for node in folded.graph.node] == ["Add", "Conv"]
+    assert "the Sub.Add" in {tensor.name for tensor in folded.graph.initializer}
+
+
+def test_every_new_value_is_proved() -> None:
+    model = Probe("proof", "", "x[N,3,4,4] -> y | h = Conv(x, w[4,3,3,3]); y = BN4(h)").model()
+    folding = fold_model(wrap(model), Options())
+    assert (folding.proof.tensors, folding.proof.values) == (2, 4 * 3 * 9 + 4)
 
 
 def test_what_cancels_is_zero() -> None:

@@ -43,7 +43,8 @@ def _entries(plan: Plan) -> Iterator[tuple[Node, Entry]]:
 
 def _entry(plan: Plan, node: Node, outcome: str, route: str, into: tuple[str, ...], note: str = "") -> Entry:
     where = ", ".join(quoted(name) for name in into[:3]) + (f" and {len(into) - 3} more" if len(into) > 3 else "")
-    sentence = f"{route} into {where}" if into else "its scale and shift are 1 and 0"
+    nowhere = "its scale and shift are 1 and 0" if outcome == "folded" else "what is around it takes the rest"
+    sentence = f"{route} into {where}" if into else nowhere
     return Entry(node.name, node.op, plan.scope.label, outcome, route, into, sentence=sentence + note)
 
 
@@ -67,7 +68,8 @@ def _affine_entry(plan: Plan, edit: AffineEdit, node: Node, takers: dict[tuple[s
             into.update(dict.fromkeys(takers.get(key, ())))
     if not left:
         return _entry(plan, node, "folded", route, tuple(into))
-    note = f"; an {left[0]} is left: {refusal.sentence}" if refusal else ""
+    article = "an" if left[0].startswith("A") else "a"
+    note = f"; {article} {left[0]} is left: {refusal.sentence}" if refusal else ""
     return _entry(plan, node, "reduced", route, tuple(into), note)
 
 
