@@ -218,8 +218,8 @@ def _demand_sites(sites: Sequence[Site], left: Sequence[Left]) -> None:
     if not left:
         raise ModelError("has no Conv, ConvTranspose, Gemm or MatMul with a weight (or only and skip leave none)")
     counts = Counter(REASONS[one.reason] for one in left).most_common()
-    why = ", ".join(f"{count}: {reason}" for reason, count in counts)
-    raise ModelError(f"has no place for a BatchNormalization; of its {len(left)} linear nodes {why}")
+    why = "; ".join(f"{reason} ({count} of {len(left)} linear nodes)" for reason, count in counts)
+    raise ModelError(f"has no place for a BatchNormalization: {why}")
 
 
 def _opened(data: Any, model: LoadedModel, batch_size: int, samples: int | None, seed: int) -> Data:

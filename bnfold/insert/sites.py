@@ -27,7 +27,7 @@ WHERE: tuple[Where, ...] = ("before-activation", "all")
 # Why a linear node gets no BN.
 REASONS = {
     "normalized": "it is normalized already",
-    "no-activation": "no activation reads it; --where all takes it",
+    "no-activation": "no activation reads it (--where all takes it)",
     "last": "it is the network's last",
     "inside": "it is in a body or a function",
     "quantised-weight": "its weight is kept as integers",
