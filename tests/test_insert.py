@@ -199,6 +199,11 @@ def test_fresh_without_data_says_so() -> None:
         assert [float(array.mean()) for array in parameters(result.model, node)] == [1, 0, 0, 1]
     assert result.samples == 0
     assert result.notices[0].startswith("the function is another one now: gamma is 1, beta 0, biases are gone")
+    assert len(result.notices) == 1
+    text = "(float[N,3,8,8] x) => (float[N,A,B,C] y) { c = Conv(x, w, b) r = Relu(c) e = Conv(r, v) "
+    text += "y = BatchNormalization(e, s, s, s, s) }"
+    partly = bnfold.insert(net(text, **CONV, v=weight(5, 4, 1, 1), s=np.ones(5, np.float32)), mode="fresh")
+    assert partly.notices[1].startswith("the model's own BatchNormalizations (1) keep their statistics")
 
 
 def test_a_channel_that_never_varies_stays() -> None:
@@ -321,7 +326,9 @@ def test_a_bias_that_was_an_input_is_none_any_more() -> None:
     ids=["all", "only", "skip", "both"],
 )
 def test_only_and_skip(options: dict[str, Any], expected: list[str]) -> None:
-    assert [site.node for site in bnfold.insert(small(), mode="fresh", **options).sites] == expected
+    result = bnfold.insert(small(), mode="fresh", **options)
+    assert [site.node for site in result.sites] == expected
+    assert not any("matches the name" in notice for notice in result.notices)
 
 
 def test_a_pattern_that_matches_nothing_is_told() -> None:

@@ -183,6 +183,7 @@ def insert(
         graph = Graph(work.proto)
         sites, left = find_sites(graph, Shapes(graph, work), where, Options(only, skip).chosen)
         _demand_sites(sites, left)
+        misspelt = list(_unmatched(graph, only, skip))
         batches = Kept(None if data is None else _opened(data, original, batch_size, samples, seed))
         if mode == "preserve":
             moments = measure(original.copy(), sites, batches, provider)
@@ -198,8 +199,9 @@ def insert(
         if training_nodes:
             to_training(work.proto, placed)
     inserted = tuple(_inserted(site, one, mode) for site, one in zip(sites, placed, strict=True))
-    told = _told(given, original, work, inserted, sites, mode, data)
-    notices = (*told, *batches.notices, *_unmatched(graph, only, skip))
+    had = sum(node.op == "BatchNormalization" for scope in graph.scopes for node in scope.nodes)
+    told = (*_told(given, original, work, mode, data, training_nodes, had), *_told_of(inserted, sites))
+    notices = (*told, *batches.notices, *misspelt)
     return InsertResult(mode, batches.samples, inserted, tuple(left), found, notices, work, give_back)
 
 
@@ -240,16 +242,26 @@ def _inserted(site: Site, placed: Placed, mode: str) -> Inserted:
 
 
 def _told(
-    given: LoadedModel, original: LoadedModel, work: LoadedModel, inserted: Sequence[Inserted], sites: Sequence[Site],
-    mode: str, data: Any,
-) -> Iterator[str]:  # fmt: skip
-    """What the user should know."""
+    given: LoadedModel, original: LoadedModel, work: LoadedModel, mode: str, data: Any, training: bool, had: int
+) -> Iterator[str]:
+    """What the user should know of the model; `had`: the number of BNs that it had."""
     if original is not given:
         before, after = opset_of(given.proto), opset_of(original.proto)
         yield f"converted from opset {before} to {after} by onnx's version converter"
     if mode == "fresh":
         measured = "mean and variance were measured" if data is not None else "mean and variance are 0 and 1"
         yield f"the function is another one now: gamma is 1, beta 0, biases are gone, {measured}; train it"
+        if had:
+            yield f"the model's own BatchNormalizations ({had}) keep their statistics; `bnfold recalibrate` renews them"
+    if training:
+        yield "the new BatchNormalizations normalise by each batch; `bnfold recalibrate --freeze` ends that"
+    gone = {info.name for info in original.proto.graph.input} - {info.name for info in work.proto.graph.input}
+    if gone:
+        yield f"{_listed(sorted(gone))} was an input too, so a caller could override it; it is none now"
+
+
+def _told_of(inserted: Sequence[Inserted], sites: Sequence[Site]) -> Iterator[str]:
+    """What the user should know of single BNs."""
     last = [site.name for site in sites if site.is_last]
     if last:
         yield f"{_listed(last)} is the last linear node on its way; --skip leaves it as it was"
@@ -259,9 +271,6 @@ def _told(
     turned = [one.node for one in inserted if one.transposed]
     if turned:
         yield f"{_listed(turned)} has its channels last: a Transpose stands before and behind its BatchNormalization"
-    gone = {info.name for info in original.proto.graph.input} - {info.name for info in work.proto.graph.input}
-    if gone:
-        yield f"{_listed(sorted(gone))} was an input too, so a caller could override it; it is none now"
 
 
 def _listed(names: Sequence[str]) -> str:
