@@ -317,6 +317,14 @@ def test_a_bias_that_was_an_input_is_none_any_more() -> None:
     assert "'b' was an input too, so a caller could override it; it is none now" in result.notices
 
 
+def test_outputs_that_are_too_far_apart_are_told() -> None:
+    for op in ("RandomUniformLike", "Identity"):
+        text = f"c = Conv(x, w, b) r = Relu(c) n = {op}(r) y = Add(r, n)"
+        model = net(f"(float[N,3,8,8] x) => (float[N,A,B,C] y) {{ {text} }}", **CONV)
+        told = any("further apart" in notice for notice in bnfold.insert(model, inputs_of(model)).notices)
+        assert told == (op == "RandomUniformLike")
+
+
 # -- choices ------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bnfold.constants import unit_roundoff
 from bnfold.errors import ModelError, UsageError, quoted
 from bnfold.fold import Options
 from bnfold.frontends import GiveBack, naming, open_model
@@ -20,7 +21,7 @@ from bnfold.insert.difference import Difference, difference
 from bnfold.insert.double import needs_double
 from bnfold.insert.measure import Kept, measure, measure_fresh
 from bnfold.insert.ops import LINEAR
-from bnfold.insert.parameters import MODES, Mode, fresh, preserving
+from bnfold.insert.parameters import MODES, Mode, dtype_of, fresh, preserving
 from bnfold.insert.place import Placed, place, to_training
 from bnfold.insert.sites import REASONS, WHERE, Left, Site, Where, find_sites
 from bnfold.insert.upgrade import demand_opset, opset_of
@@ -34,6 +35,9 @@ log = logging.getLogger("bnfold")
 
 # The schema of `to_dict()`; raised when a field changes its meaning or goes.
 SCHEMA_VERSION = 1
+
+# Outputs this many units of roundoff apart are told: the worst of 114 networks with random weights had 170.
+SUSPICIOUS = 256
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ def insert(
             to_training(work.proto, placed)
     inserted = tuple(_inserted(site, one, mode) for site, one in zip(sites, placed, strict=True))
     had = sum(node.op == "BatchNormalization" for scope in graph.scopes for node in scope.nodes)
-    told = (*_told(given, original, work, mode, data, training_nodes, had), *_told_of(inserted, sites))
+    told = (*_told(given, original, work, mode, data, training_nodes, had), *_told_of(inserted, sites, found))
     notices = (*told, *batches.notices, *misspelt)
     return InsertResult(mode, batches.samples, inserted, tuple(left), found, notices, work, give_back)
 
@@ -260,8 +264,10 @@ def _told(
         yield f"{_listed(sorted(gone))} was an input too, so a caller could override it; it is none now"
 
 
-def _told_of(inserted: Sequence[Inserted], sites: Sequence[Site]) -> Iterator[str]:
-    """What the user should know of single BNs."""
+def _told_of(inserted: Sequence[Inserted], sites: Sequence[Site], found: Difference | None) -> Iterator[str]:
+    """What the user should know of the BNs."""
+    if found is not None and found.worst > SUSPICIOUS * max(unit_roundoff(dtype_of(site)) for site in sites):
+        yield "the outputs are further apart than rounding usually makes them; `bnfold verify` tells where it begins"
     last = [site.name for site in sites if site.is_last]
     if last:
         yield f"{_listed(last)} is the last linear node on its way; --skip leaves it as it was"
