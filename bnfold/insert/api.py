@@ -36,7 +36,7 @@ log = logging.getLogger("bnfold")
 # The schema of `to_dict()`; raised when a field changes its meaning or goes.
 SCHEMA_VERSION = 1
 
-# Outputs this many units of roundoff apart are told: the worst of 114 networks with random weights had 170.
+# Outputs this many units of roundoff apart are told: the worst of 109 networks with random weights had 170.
 SUSPICIOUS = 256
 
 
