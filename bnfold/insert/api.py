@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bnfold.constants import unit_roundoff
 from bnfold.errors import ModelError, UsageError, quoted
 from bnfold.fold import Options
 from bnfold.frontends import GiveBack, naming, open_model
@@ -20,7 +21,7 @@ from bnfold.insert.difference import Difference, difference
 from bnfold.insert.double import needs_double
 from bnfold.insert.measure import Kept, measure, measure_fresh
 from bnfold.insert.ops import LINEAR
-from bnfold.insert.parameters import MODES, Mode, fresh, preserving
+from bnfold.insert.parameters import MODES, Mode, dtype_of, fresh, preserving
 from bnfold.insert.place import Placed, place, to_training
 from bnfold.insert.sites import REASONS, WHERE, Left, Site, Where, find_sites
 from bnfold.insert.upgrade import demand_opset, opset_of
@@ -34,6 +35,9 @@ log = logging.getLogger("bnfold")
 
 # The schema of `to_dict()`; raised when a field changes its meaning or goes.
 SCHEMA_VERSION = 1
+
+# Outputs this many units of roundoff apart are told: the worst of 109 networks with random weights had 170.
+SUSPICIOUS = 256
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,7 @@ def insert(
         graph = Graph(work.proto)
         sites, left = find_sites(graph, Shapes(graph, work), where, Options(only, skip).chosen)
         _demand_sites(sites, left)
+        misspelt = list(_unmatched(graph, only, skip))
         batches = Kept(None if data is None else _opened(data, original, batch_size, samples, seed))
         if mode == "preserve":
             moments = measure(original.copy(), sites, batches, provider)
@@ -198,8 +203,9 @@ def insert(
         if training_nodes:
             to_training(work.proto, placed)
     inserted = tuple(_inserted(site, one, mode) for site, one in zip(sites, placed, strict=True))
-    told = _told(given, original, work, inserted, sites, mode, data)
-    notices = (*told, *batches.notices, *_unmatched(graph, only, skip))
+    had = sum(node.op == "BatchNormalization" for scope in graph.scopes for node in scope.nodes)
+    told = (*_told(given, original, work, mode, data, training_nodes, had), *_told_of(inserted, sites, found))
+    notices = (*told, *batches.notices, *misspelt)
     return InsertResult(mode, batches.samples, inserted, tuple(left), found, notices, work, give_back)
 
 
@@ -218,8 +224,8 @@ def _demand_sites(sites: Sequence[Site], left: Sequence[Left]) -> None:
     if not left:
         raise ModelError("has no Conv, ConvTranspose, Gemm or MatMul with a weight (or only and skip leave none)")
     counts = Counter(REASONS[one.reason] for one in left).most_common()
-    why = ", ".join(f"{count}: {reason}" for reason, count in counts)
-    raise ModelError(f"has no place for a BatchNormalization; of its {len(left)} linear nodes {why}")
+    why = "; ".join(f"{reason} ({count} of {len(left)} linear nodes)" for reason, count in counts)
+    raise ModelError(f"has no place for a BatchNormalization: {why}")
 
 
 def _opened(data: Any, model: LoadedModel, batch_size: int, samples: int | None, seed: int) -> Data:
@@ -240,16 +246,28 @@ def _inserted(site: Site, placed: Placed, mode: str) -> Inserted:
 
 
 def _told(
-    given: LoadedModel, original: LoadedModel, work: LoadedModel, inserted: Sequence[Inserted], sites: Sequence[Site],
-    mode: str, data: Any,
-) -> Iterator[str]:  # fmt: skip
-    """What the user should know."""
+    given: LoadedModel, original: LoadedModel, work: LoadedModel, mode: str, data: Any, training: bool, had: int
+) -> Iterator[str]:
+    """What the user should know of the model; `had`: the number of BNs that it had."""
     if original is not given:
         before, after = opset_of(given.proto), opset_of(original.proto)
         yield f"converted from opset {before} to {after} by onnx's version converter"
     if mode == "fresh":
         measured = "mean and variance were measured" if data is not None else "mean and variance are 0 and 1"
         yield f"the function is another one now: gamma is 1, beta 0, biases are gone, {measured}; train it"
+        if had:
+            yield f"the model's own BatchNormalizations ({had}) keep their statistics; `bnfold recalibrate` renews them"
+    if training:
+        yield "the new BatchNormalizations normalise by each batch; `bnfold recalibrate --freeze` ends that"
+    gone = {info.name for info in original.proto.graph.input} - {info.name for info in work.proto.graph.input}
+    if gone:
+        yield f"{_listed(sorted(gone))} was an input too, so a caller could override it; it is none now"
+
+
+def _told_of(inserted: Sequence[Inserted], sites: Sequence[Site], found: Difference | None) -> Iterator[str]:
+    """What the user should know of the BNs."""
+    if found is not None and found.worst > SUSPICIOUS * max(unit_roundoff(dtype_of(site)) for site in sites):
+        yield "the outputs are further apart than rounding usually makes them; `bnfold verify` tells where it begins"
     last = [site.name for site in sites if site.is_last]
     if last:
         yield f"{_listed(last)} is the last linear node on its way; --skip leaves it as it was"
@@ -259,9 +277,6 @@ def _told(
     turned = [one.node for one in inserted if one.transposed]
     if turned:
         yield f"{_listed(turned)} has its channels last: a Transpose stands before and behind its BatchNormalization"
-    gone = {info.name for info in original.proto.graph.input} - {info.name for info in work.proto.graph.input}
-    if gone:
-        yield f"{_listed(sorted(gone))} was an input too, so a caller could override it; it is none now"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ beta does what it did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,8 @@ from onnx import helper
 from bnfold.constants import Array, Constants, is_floating
 from bnfold.errors import quoted
 from bnfold.graph import Graph, Node, Value
-from bnfold.insert.ops import ACTIVATIONS, LEFT_MATMUL, LINEAR, NORMALIZATIONS, PASSING, RECURRENT, SUMS, Linear
+from bnfold.insert.ops import LEFT_MATMUL, LINEAR, Linear
+from bnfold.insert.readers import Readers
 from bnfold.recalibrate.moments import Floats
 from bnfold.shapes import Shapes
 
@@ -27,7 +28,7 @@ WHERE: tuple[Where, ...] = ("before-activation", "all")
 # Why a linear node gets no BN.
 REASONS = {
     "normalized": "it is normalized already",
-    "no-activation": "no activation reads it; --where all takes it",
+    "no-activation": "no activation reads it (--where all takes it)",
     "last": "it is the network's last",
     "inside": "it is in a body or a function",
     "quantised-weight": "its weight is kept as integers",
@@ -105,7 +106,7 @@ class _Finder:
         self._shapes = shapes
         self._constants: Constants = shapes.constants(graph.main)
         self._where = where
-        self._not_last = set(_followed(graph))
+        self._readers = Readers(graph, self._constants)
 
     def look(self, node: Node) -> Site | Left | None:
         """The site behind a linear node, or why there is none; None if the node has no weight at all."""
@@ -149,11 +150,11 @@ class _Finder:
             behind = add.output()
             assert behind is not None
             target = behind
-        activation, _ = self._reading(target)
         return Site(
             node, node.name, tuple(adds), target, channels, axis, rank,
             bias if own is None else bias + own, own is not None,
-            int(helper.np_dtype_to_tensor_dtype(weight.dtype)), activation, node not in self._not_last,
+            int(helper.np_dtype_to_tensor_dtype(weight.dtype)),
+            self._readers.activation.get(target), target not in self._readers.before_linear,
         )  # fmt: skip
 
     def _own_bias(self, node: Node, linear: Linear, channels: int) -> Floats | None:
@@ -180,78 +181,14 @@ class _Finder:
         vector = _per_channel(array, channels, axis, rank)
         return None if vector is None else (node, vector)
 
-    # -- what reads it ------------------------------------------------------------------------------
-
     def _refused(self, site: Site) -> Left | None:
-        activation, normalization = self._reading(site.target)
+        normalization = self._readers.normalization.get(site.target)
         if normalization is not None:
             name = f"{normalization.op} {quoted(normalization.name)}"
             return _left(site.node, "normalized", f"{name} normalizes it already")
         if self._where == "all":
             return _left(site.node, "last") if site.is_last else None
-        if activation is None:
-            return _left(site.node, "no-activation")
-        return None
-
-    def _reading(self, value: Value) -> tuple[Node | None, Node | None]:
-        """The first activation and the first normalization that see a value."""
-        activation: Node | None = None
-        pending, seen = [(value, False)], set[int]()
-        for value, summed in pending:  # grows as it is gone through
-            for node, index in value.users:
-                if (node.op in NORMALIZATIONS and index == 0) or self._is_scaled(node, index):
-                    if not summed:
-                        return activation, node
-                elif node.op in ACTIVATIONS and (index == 0 or node.op in ("Max", "Min")):
-                    activation = activation or node
-                    if (behind := _norm_behind(node)) is not None and not summed:
-                        return activation, behind
-                elif id(node) not in seen and self._passes(node, index):
-                    seen.add(id(node))
-                    residual = node.op in SUMS and not self._by_constant(node, index)
-                    pending += [(output, summed or residual) for output in node.outputs if output is not None]
-        return activation, None
-
-    def _passes(self, node: Node, index: int) -> bool:
-        """Whether a node hands on what it reads at an input, but for a residual or a number."""
-        if node.op in ("Mul", "Div"):
-            other = self._constants.array(node.input(1 - index))
-            return other is not None and other.size == 1
-        return node.op in SUMS or node.op == "Concat" or (node.op in PASSING and index == 0)
-
-    def _by_constant(self, node: Node, index: int) -> bool:
-        return len(node.inputs) == 2 and self._constants.array(node.input(1 - index)) is not None
-
-    def _is_scaled(self, node: Node, index: int) -> bool:
-        """Whether it is the first half of a BN that is written out: a product with a constant per channel."""
-        if node.op not in ("Mul", "Div") or len(node.inputs) != 2:
-            return False
-        other = self._constants.array(node.input(1 - index))
-        return other is not None and other.size > 1
-
-
-def _norm_behind(activation: Node) -> Node | None:
-    """The BN that reads an activation: the layer has its BN, in another place."""
-    pending, seen = list(activation.outputs), set[int]()
-    for value in pending:  # grows as it is gone through
-        for node, index in value.users if value is not None else ():
-            if node.op == "BatchNormalization" and index == 0:
-                return node
-            if node.op in PASSING and index == 0 and id(node) not in seen:
-                seen.add(id(node))
-                pending += node.outputs
-    return None
-
-
-def _followed(graph: Graph) -> Iterator[Node]:
-    """Nodes of the main graph behind which there is a linear one."""
-    leading: set[Node] = set()
-    for node in reversed(graph.main.nodes):
-        readers = [reader for value in node.outputs if value is not None for reader, _ in value.users]
-        inside = any(value is not None and value.captured for value in node.outputs)
-        if inside or any(reader in leading or reader.op in LINEAR or reader.op in RECURRENT for reader in readers):
-            leading.add(node)
-            yield node
+        return _left(site.node, "no-activation") if site.activation is None else None
 
 
 def _per_channel(array: Array, channels: int, axis: int, rank: int) -> Floats | None:
