@@ -250,6 +250,7 @@ def inspected(found: Inspection) -> None:
         *_ports("output", facts.outputs),
         ("BN", f"{before.batch_norms}; a fold leaves {after.batch_norms}" if before.batch_norms else "none"),
         ("ops", f"{before.per_channel_ops} {PER_CHANNEL}; a fold leaves {after.per_channel_ops}"),
+        *_merged(found.merges),
         *_kept([norm.fold for norm in found.batch_norms if norm.fold.outcome == "kept"]),
     ]
     show(rows)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from command import bnfold as command
+from command import ok
 from merge_table import HOSTILE, MERGED
 from onnx import ModelProto, helper, numpy_helper
 from oracle import assert_same_function, left
 from probe_text import Probe
+from random_branches import convolutions
 from referee import run_float64
 
 import bnfold
@@ -270,3 +276,33 @@ def test_counts_and_order_of_entries() -> None:
     assert report.before == folded(probe.model(), merge=False)[1].before
     assert report.before.batch_norms == 4
     assert report.before.arithmetic == 1
+
+
+# -- the command --------------------------------------------------------------------------------------------
+
+
+def test_command(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(pair(), path)
+    out = command("fold", path, "-v", "-o", tmp_path / "a.onnx").stdout
+    assert "\nnodes    3 → 1\n" in out
+    assert "\nmerged   3 nodes → 1: 4 k → 4 k multiply-adds an image, 592 bytes → 592 bytes of weights\n" in out
+    assert "\nfolded   'norm'  merged into 'a_node'\n" in out
+    assert "\nmerged   Conv 'a_node'  took in 'norm', 'sum': 4 k → 4 k multiply-adds an image\n" in out
+    apart = ok("fold", path, "--no-merge", "-o", tmp_path / "b.onnx")
+    assert "merged" not in apart
+    assert [node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node][-1] == "Add"
+    told = json.loads(ok("fold", path, "--json", "--dry-run"))
+    assert [merge["parts"] for merge in told["merges"]] == [["a_node", "norm", "sum"]]
+    assert "\nmerged   3 nodes → 1: " in ok("inspect", path)
+    assert "merged" not in ok("inspect", path, "--no-merge")
+
+
+def test_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    onnx.save(convolutions(rng, np.float32), tmp_path / "m.onnx")
+    for name, seed in (("a.onnx", "1"), ("b.onnx", "2")):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        ok("fold", tmp_path / "m.onnx", "-o", tmp_path / name, "--no-verify", env=environment)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert (tmp_path / "a.onnx").read_bytes() != (tmp_path / "m.onnx").read_bytes()
