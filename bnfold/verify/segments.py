@@ -7,7 +7,7 @@ Channels that are 0 hide the weights behind them: such a segment is run once mor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +19,7 @@ from bnfold.verify.criterion import NATIVE, SEEDS, Reading, Tally, regressed
 from bnfold.verify.pairing import Pair
 from bnfold.verify.prepare import moved
 from bnfold.verify.runtime import CUT, Feeds, Runner, cut_model, frontier
-from bnfold.verify.sides import DOUBLE, HELD, Side, as_double
+from bnfold.verify.sides import DOUBLE, WINDOW, Side, as_double
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Segments:
             nodes_a, nodes_b, native, Tally(a.unit(pair.a), self.seeds), Tally(a.unit(pair.a), self.seeds),
         )  # fmt: skip
 
-    def run(self, feeds_a: Feeds, feeds_b: Feeds, known: Mapping[str, Array] | None = None, held: int = HELD) -> None:
+    def run(self, feeds_a: Feeds, feeds_b: Feeds, known: Mapping[str, Array] | None = None, held: int = WINDOW) -> None:
         """Measure one batch.
 
         Args:
@@ -113,7 +113,7 @@ class Segments:
         names = set().union(*needs) if needs else set()
         ordered = [name for name in self.a.floats if name in names]
         values: Feeds = {}
-        for window in [dict(known)] if known is not None else self.a.walk(ordered, double_a, held):
+        for window in _windows(self.a, ordered, double_a, known, held):
             values.update(window)
             ready = [segment for segment, need in waiting if need <= values.keys()]
             waiting = [(segment, need) for segment, need in waiting if not need <= values.keys()]
@@ -134,6 +134,15 @@ class Segments:
         if not segment.given_a or {self.by_b[name].a for name in segment.given_b} != segment.given_a:
             return False
         return any(_has_idle(values[name]) for name in segment.given_a)
+
+
+def _windows(
+    a: Side, names: Sequence[str], feeds: Feeds, known: Mapping[str, Array] | None, held: int
+) -> Iterator[Feeds]:
+    """A's exact values, as many as fit into memory at a time."""
+    if known is None:
+        return a.walk(names, feeds, held)
+    return ({name: known[name] for name in group} for group in a.windows(names, held))
 
 
 def _has_idle(value: Array) -> bool:

@@ -25,8 +25,11 @@ from bnfold.verify.runtime import (
     static_shapes,
 )
 
-# Bytes of double values that are held at a time; more is computed in windows, one after the other.
-HELD = 1 << 30
+# Bytes of double values that are kept from one run to the next; more is computed again.
+HELD = 1 << 29
+# Bytes that are computed at a time, values in double and the weights that they are made with: a window. A measurement
+# holds the values of three (A's, B's, and A's with moved weights).
+WINDOW = 1 << 28
 # Values whose shapes can't be inferred are asked for natively, this many at a time.
 ASKED = 64
 
@@ -139,19 +142,25 @@ class Side:
         """Values that the segment of a value begins at, and its nodes, in the model's own graph."""
         return frontier(self.makers, cuts, name)
 
-    def windows(self, names: Sequence[str], held: int = HELD) -> list[list[str]]:
+    def windows(self, names: Sequence[str], held: int = WINDOW) -> list[list[str]]:
         """Values in topological order, in groups that fit into memory together."""
         groups: list[list[str]] = [[]]
         size = 0
         for name in names:
-            if groups[-1] and size + self.nbytes(name) > held:
+            cost = self.nbytes(name) + self._weight_bytes(name)
+            if groups[-1] and size + cost > held:
                 groups.append([])
                 size = 0
             groups[-1].append(name)
-            size += self.nbytes(name)
+            size += cost
         return groups
 
-    def walk(self, names: Sequence[str], feeds: Feeds, held: int = HELD) -> Iterator[Feeds]:
+    def _weight_bytes(self, name: str) -> int:
+        """What the large weights of a value's node take in double."""
+        read = self.makers[name].input if name in self.makers else ()
+        return sum(8 * self.proto.beside[weight].size for weight in read if weight in self.proto.beside)
+
+    def walk(self, names: Sequence[str], feeds: Feeds, held: int = WINDOW) -> Iterator[Feeds]:
         """Values of the double model window by window; each goes on from what the ones before it left.
 
         Args:
