@@ -20,6 +20,7 @@ import numpy as np
 from bnfold.constants import Array, finfo, unit_roundoff
 from bnfold.errors import NotEquivalentError, quoted
 from bnfold.fold.merge import Merging, Spoiled
+from bnfold.fold.ops.affine import unrounded
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.union_find import Floats, Ids
 from bnfold.graph import Graph, Node, Scope, Value
@@ -216,6 +217,7 @@ class _Walk:
     def __init__(self, shapes: Shapes, scope: Scope, shared: set[str], rank: int) -> None:
         self._constants = shapes.constants(scope)
         self._dims: Callable[[Value], Any] = partial(shapes.dims, scope)
+        self._type: Callable[[Value], int] = partial(shapes.element_type, scope)
         self._shared = shared
         self._rank = rank
 
@@ -275,6 +277,8 @@ class _Walk:
         if node.op == "BatchNormalization":
             gamma, beta, mean, variance = (self._array(node, index) for index in range(1, 5))
             slope = gamma / np.sqrt(variance + np.float64(np.float32(node.attribute("epsilon", 1e-5))))
+            assert constants[1] is not None
+            slope = unrounded(slope, constants[1].dtype, lambda: self._type(self._input(node, 0)))
             if gamma.ndim != 1:
                 raise Mismatch("a BatchNormalization has no vectors")
             return _scaled(self.linear(self._input(node, 0)), slope, beta - slope * mean)

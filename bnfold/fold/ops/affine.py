@@ -9,9 +9,11 @@ t_y = a * t_x), Add and Sub any shift (then s_y = s_x).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
 from bnfold.constants import Array, is_floating, unit_roundoff
 from bnfold.errors import quoted
@@ -55,15 +57,11 @@ def _batch_norm(ties: Ties, node: Node, rank: int | None) -> tuple[Value, Floats
     if refusal is not None or source is None or rank is None:
         ties.refused.setdefault(node, refusal or ("wrong-shape", "it has no input"))
         return None
-    assert parameters[0] is not None
-    gamma_type = parameters[0].dtype
+    gamma_type = parameters[0].dtype  # type: ignore[union-attr]  # none of them is None
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
     spread = variance + epsilon_of(node)
     with np.errstate(all="ignore"):
-        a = gamma / np.sqrt(spread)
-        # A gamma that is sqrt(var + eps), rounded, as `bnfold.insert` writes it: the weight stays to the bit, and where
-        # beta is the mean a MatMul needs no Add.
-        a[np.abs(a - 1) <= unit_roundoff(gamma_type)] = 1.0
+        a = unrounded(gamma / np.sqrt(spread), gamma_type, lambda: ties.shapes.element_type(ties.scope, source))
         b = beta - a * mean
     if not (np.isfinite(a).all() and np.isfinite(b).all() and (spread > 0).all()):
         count = int((~(np.isfinite(a) & np.isfinite(b) & (spread > 0))).sum())
@@ -72,6 +70,19 @@ def _batch_norm(ties: Ties, node: Node, rank: int | None) -> tuple[Value, Floats
         return None
     shape = (1, *a.shape, *(1,) * (rank - 1 - a.ndim))
     return source, a.reshape(shape), b.reshape(shape)
+
+
+def unrounded(a: Floats, gamma_type: Any, data_type: Callable[[], int]) -> Floats:
+    """Scales that are 1 but for the rounding of gamma: then it was sqrt(var + eps), as `bnfold.insert` writes it.
+
+    So the weight stays to the bit, and where beta is the mean a MatMul needs no Add.
+
+    data_type: that of the values; where it is another one than gamma's, a last digit of gamma may be many of theirs.
+    """
+    near = (np.abs(a - 1) <= unit_roundoff(gamma_type)) & (a != 1)
+    if not near.any() or data_type() != helper.np_dtype_to_tensor_dtype(np.dtype(gamma_type)):
+        return a
+    return np.where(near, 1.0, a)
 
 
 def _unknown_rank(ties: Ties, source: Value) -> tuple[str, str]:
