@@ -115,6 +115,15 @@ NUMBERS = [
           "p = Conv<pads=[1,1,1,1]>(r, v[4,4,3,3]); s = Add(p, h); c = BN4+(s); d = Relu(c); "
           "y = Conv<pads=[1,1,1,1]>(d, u[2,4,3,3])", 1, values={"a_gain": [1e-6, 1.0, 1.0, 1.0]}),
 
+    # … but what is stored as BN gives it is as good as ever, whatever went in
+    Probe("tiny-gamma-into-the-conv-in-front", "",
+          "x[N,3,6,6] -> y | h = Conv(x, w[4,3,1,1]); p = MaxPool<kernel_shape=[2,2]>(h); g = BN4+(p); y = Relu(g)",
+          values={"g_gain": [1e-6, 1.0, 1.0, 1.0]}),
+    # two channels of nearly the same a that share a shift ask for one of hundreds, though nobody else reads the value
+    Probe("nearly-equal-scales-of-one-row", "",
+          "x[2,2,3,3,2] -> y | h = MatMul(w[3,2,3], x); s = Sub(h, k[2,1,1,1]); m = Mul(s, l[2,1,1,1]);"
+          "n = Mul(m, j[2,1,1,1]); y = MatMul(u[4,2], n)", 1,
+          values={"k": [[[[0.3]]], [[[-0.39]]]], "l": [[[[1.7907]]], [[[1.7877]]]], "j": 1.0}),
     # two in a row that stay become one, unless their product is no float32: that was a crash
     Probe("chain-underflows", "", "x[N,4,3,3] -> y | h = BN4(x); y = BN4(h)", 2,
           values={"h_gamma": 1e-25, "y_gamma": 1e-25, "h_var": 1.0, "y_var": 1.0}),
@@ -201,7 +210,7 @@ CONDITIONS = [
           "x[N,2] -> y | i = Cast<to=7>(x); e = Gather<axis=1>(w[4,2], i); y = Mul(e, k[2])", 1, scale=0.3),
     # a value that only tells a type may be stored anyhow
     Probe("type-is-told-by-a-value", "",
-          "x[N,3,4,4] -> y, z | h = Conv(x, w[4,3,1,1]); z = CastLike(c[4], h); y = BN4(h)"),
+          "x[N,3,4,4] -> y, z | h = Conv(x, w[4,3,1,1]); p = GlobalMaxPool(h); z = CastLike(c[4], p); y = BN4+(p)"),
     # … or by another constant
     Probe("type-is-told-by-a-constant", "",
           "x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); k = CastLike(c[4,1,1], w); y = Mul(h, k)"),
