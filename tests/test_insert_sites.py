@@ -167,6 +167,9 @@ ALL = [
     Net("all but both heads", HEAD.format("e = Conv(c, v, d) f = Conv(c, v) y = Add(e, f)"), TWO, {"c"}, where="all"),
     Net("none that has one", HEAD.format(NORM.format("c") + " e = Conv(n, v) y = Conv(e, w2)"),
         {**TWO, **BN, "w2": weight(2, 5, 1, 1)}, {"e"}, where="all"),
+    Net("not the last before a function", HEAD.format("y = com.microsoft.FusedMatMul(c, c)"), CONV, {"c"}, where="all"),
+    Net("not the last before an einsum", HEAD.format('y = Einsum<equation = "nchw,nchw->nchw">(c, c)'), CONV, {"c"},
+        where="all"),
     Net("the last alone", HEAD.format("y = Relu(c)"), CONV, left="last", where="all"),
 ]  # fmt: skip
 

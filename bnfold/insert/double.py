@@ -29,9 +29,10 @@ def needs_double(sites: Sequence[Site]) -> bool:
 def measure_in_double(model: LoadedModel, sites: Sequence[Site], data: Iterable[Feeds]) -> list[Moments]:
     """As `bnfold.insert.measure.measure`; all values of a batch are held."""
     moments, at = [Moments() for _ in sites], {site.target.name: number for number, site in enumerate(sites)}
+    double = _Double(model, list(at))
     for number, feeds in enumerate(data):
         try:
-            values = _values(model, list(at), feeds)
+            values = double.run(feeds)
         except CannotRun as why:
             raise ModelError(str(why)) from why
         for name, value in values.items():
@@ -49,9 +50,22 @@ def outputs_in_double(model: LoadedModel, feeds: Feeds) -> Feeds:
 
     Raises: CannotRun.
     """
-    return _values(model, [info.name for info in model.proto.graph.output], feeds)
+    return _Double(model, [info.name for info in model.proto.graph.output]).run(feeds)
 
 
-def _values(model: LoadedModel, names: Sequence[str], feeds: Feeds) -> Feeds:
-    side = Side(prepare(model), feeds)
-    return Runner(side.model, names).run(side.double_feeds(feeds))
+class _Double:
+    """Some values of a model, computed in double; made once for each shape of the inputs."""
+
+    def __init__(self, model: LoadedModel, names: Sequence[str]) -> None:
+        self._proto = prepare(model)
+        self._names = names
+        self._made: dict[tuple[object, ...], tuple[Side, Runner]] = {}
+
+    def run(self, feeds: Feeds) -> Feeds:
+        """Raises: CannotRun."""
+        shapes = tuple((name, value.shape) for name, value in feeds.items())
+        if shapes not in self._made:
+            side = Side(self._proto, feeds)
+            self._made[shapes] = side, Runner(side.model, self._names)
+        side, runner = self._made[shapes]
+        return runner.run(side.double_feeds(feeds))

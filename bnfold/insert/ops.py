@@ -24,8 +24,10 @@ PASSING = frozenset(
 # Sums: through a residual Add, or a bias that the linear op has no slot for.
 SUMS = frozenset({"Add", "Sub", "Sum"})
 
-# Ops that are linear inside: what they read is not the network's last layer.
-RECURRENT = frozenset({"RNN", "GRU", "LSTM"})
+# Ops with weights inside, as bodies and calls of functions may have them: what they read is not the last layer's.
+WEIGHTED = frozenset(
+    """RNN GRU LSTM Einsum Attention DeformConv QLinearConv QLinearMatMul ConvInteger MatMulInteger""".split()
+)
 
 NORMALIZATIONS = frozenset(
     """BatchNormalization InstanceNormalization LayerNormalization GroupNormalization RMSNormalization

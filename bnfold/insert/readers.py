@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from bnfold.constants import Constants
 from bnfold.graph import Graph, Node, Value
-from bnfold.insert.ops import ACTIVATIONS, LINEAR, NORMALIZATIONS, PASSING, RECURRENT, SUMS
+from bnfold.insert.ops import ACTIVATIONS, LINEAR, NORMALIZATIONS, PASSING, SUMS, WEIGHTED
 
 
 class Readers:
@@ -34,7 +34,7 @@ class Readers:
 
     def _look(self, value: Value) -> None:
         for node, index in value.users:
-            if node.op in LINEAR or node.op in RECURRENT or any(out in self.before_linear for out in node.outputs):
+            if _has_weights(node) or any(output in self.before_linear for output in node.outputs):
                 self.before_linear.add(value)
             if (node.op in NORMALIZATIONS and index == 0) or self._is_scaled(node, index):
                 self.normalization.setdefault(value, node)
@@ -73,6 +73,11 @@ class Readers:
         """Elements of a constant that stands beside the input, None if it is none."""
         array = self._constants.array(node.input(1 - index))
         return None if array is None else array.size
+
+
+def _has_weights(node: Node) -> bool:
+    foreign = "::" in node.op and node.op not in ACTIVATIONS | NORMALIZATIONS  # a function, or who knows
+    return node.op in LINEAR or node.op in WEIGHTED or foreign or bool(node.bodies)
 
 
 def _hand_on(
