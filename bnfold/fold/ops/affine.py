@@ -193,7 +193,7 @@ def read_chain(ties: Ties, value: Value, rank: int, shape: tuple[int, ...] | Non
     while value.is_private:
         readers = value.readers()
         node = readers[0][0] if len(readers) == 1 else None
-        if node is None or node in ties.barred or not ties.offered(node):
+        if node is None or node in ties.barred or node in ties.left_alone or not ties.offered(node):
             break
         found = read_affine(ties, node, rank if node.op == "BatchNormalization" and rank > 1 else None)
         if found is None or (shape is not None and not _within(found[1], shape)):
@@ -221,6 +221,8 @@ def _within(array: Array, shape: tuple[int, ...]) -> bool:
 @rule("BatchNormalization", "Mul", "Add", "Sub", "Div")
 def affine(ties: Ties, node: Node) -> bool:
     """An affine op with a constant, and the private chain behind it; arithmetic of two computed values is elsewhere."""
+    if node in ties.left_alone:
+        return False
     found = read_affine(ties, node, None)
     if found is None:
         if node.op in ARITHMETIC:
