@@ -34,8 +34,9 @@ class Rewritten:
     node: Node
     edit: LinearEdit | AffineEdit
     role: str  # weight, bias, constant, scale, mean …
-    source: Array | None
+    source: Array | None  # the old weight
     noise: Any  # rounding noise of the rows' outputs that the weights are not to be blamed for
+    bias: Array | None = None  # the old bias, of a bias
 
 
 @dataclass(eq=False)
@@ -52,8 +53,9 @@ class _Request:
     content: Array | Callable[[], Any]  # an array, or a maker of blocks
     dtype: Any
     wanted: str  # name where no name can be kept
-    old: Array | None = None  # content of `source`
+    old: Array | None = None  # content of the weight
     noise: Any = 0.0
+    bias: Array | None = None
 
 
 @dataclass
@@ -151,7 +153,8 @@ def _bias_request(plan: Plan, edit: LinearEdit, weight: Array) -> _Request:
     wanted = wanted[: -len(".weight")] + ".bias" if wanted.endswith(".weight") else f"{wanted}_bias"
     return _Request(
         node, -1 if linear.bias_input is None else linear.bias_input, edit, "bias", value, content.tobytes(),
-        content.shape, content, dtype, value.name if value is not None else wanted,
+        content.shape, content, dtype, value.name if value is not None else wanted, weight,
+        _bias_noise(edit, weight, dtype), bias,
     )  # fmt: skip
 
 
@@ -296,5 +299,5 @@ class _Store:
     def _fill(self, tensor: TensorProto, request: _Request) -> None:
         fill(self._weights, tensor, request.dtype, request.dims, request.content)
         self._result.rewritten.append(
-            Rewritten(tensor, request.node, request.edit, request.role, request.old, request.noise)
+            Rewritten(tensor, request.node, request.edit, request.role, request.old, request.noise, request.bias)
         )
