@@ -133,6 +133,9 @@ def fold(
     no_merge: Annotated[
         bool, typer.Option("--no-merge", help="Keep parallel branches: don't make one node of several.")
     ] = False,
+    kept: Annotated[
+        str, typer.Option("--kept", metavar="HOW", help="BN that can't go whole: 'reduce' (to an Add) or 'keep'.")
+    ] = "reduce",
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="PATTERN", help="Fold only nodes with such a name (* ? [...]); repeatable."),
@@ -151,8 +154,8 @@ def fold(
     return partial(
         run, model, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
         no_verify=no_verify,
-        require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, only=only or (),
-        skip=skip or (), json=json, quiet=quiet, verbose=verbose,
+        require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
+        only=only or (), skip=skip or (), json=json, quiet=quiet, verbose=verbose,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from onnx import ModelProto
 
@@ -44,6 +45,7 @@ class Options:
         skip: patterns of node names that stay untouched.
         keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
         merge: whether parallel branches become one node.
+        kept: what becomes of a BN that can't go whole: 'reduce' it to an Add or Mul where that much can go, 'keep' it.
         largest_shift: by how many times its usual size a value that several read may be shifted.
     """
 
@@ -51,6 +53,7 @@ class Options:
     skip: Sequence[str] = ()
     keep_overridable: bool = False
     merge: bool = True
+    kept: Literal["reduce", "keep"] = "reduce"
     largest_shift: float = LARGEST_SHIFT
 
     def chosen(self, node: Node) -> bool:
@@ -99,7 +102,7 @@ def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) 
         ties = Ties(scope, shapes, shapes.constants(scope), options.chosen)
         ties.barred.update({node: (refusal.code, refusal.sentence) for node, refusal in stay.items()})
         tie_scope(ties)
-        plan = make_plan(ties, accept(ties))
+        plan = make_plan(ties, accept(ties, reduce=options.kept == "reduce"))
         found = objections(plan, options.largest_shift)
         if not found:
             return plan
