@@ -28,7 +28,7 @@ FLOOR = 1.0
 
 def report(rows: list[dict[str, Any]]) -> int:
     """Print the tables."""
-    rows = [row | {"kind": "wrong"} if (row["model"], row["pair"]) in WRONG_OF_PEERS else row for row in rows]
+    rows = [row | {"kind": _kind(row)} for row in rows]
     seen = [row for row in rows if row["model"] in CHOSE]
     rows = [row for row in rows if row["model"] not in CHOSE]
     right, wrong = ([row for row in rows if row["kind"] == kind] for kind in ("right", "wrong"))
@@ -52,6 +52,8 @@ def report(rows: list[dict[str, Any]]) -> int:
     unknown = Counter(row["verdict"] for row in [*right, *wrong] if row["verdict"] in ("cannot tell", "refused"))
     codes = ", ".join({row["code"] for row in rows})
     print(f"\n{len(models)} models, {len(right)} right and {len(wrong)} wrong pairs, code {codes}; {dict(unknown)}")
+    broken = sum(row["kind"] == "broken" for row in rows)
+    print(f"{broken} results of tools or bugs can't be loaded and are counted nowhere")
     print("\n".join(f"left out: {model}, {reason}" for model, reason in skipped.items()))
     alarms, missed = _against(rows)
     count = len({row["model"] for row in seen})
@@ -61,6 +63,13 @@ def report(rows: list[dict[str, Any]]) -> int:
         for row in found:
             print(f"{what}: {row['model']}, {row['pair']}: r = {row['r']}, effect {row['effect']}, {row['reason']}")
     return int(bool(alarms) or len(missed) > 0.005 * len(wrong))
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """A bug after which there is no model any more says nothing; a peer's may be one."""
+    if row["kind"] == "wrong" and row["reason"].startswith("B can't be run"):
+        return "broken"
+    return "wrong" if (row["model"], row["pair"]) in WRONG_OF_PEERS else str(row["kind"])
 
 
 def _against(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

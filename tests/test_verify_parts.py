@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnx.parser import parse_model
 
 from bnfold.model_file import load
-from bnfold.verify.criterion import Tally, regressed, unlike
+from bnfold.verify.criterion import LESS_EXACT, Tally, regressed, unlike
 from bnfold.verify.examine import Batches, examine
 from bnfold.verify.inputs import drawn
 from bnfold.verify.large import parted
@@ -42,6 +42,16 @@ def test_the_ratio_counts_in_units_of_noise() -> None:
     reading = tally.reading()
     assert reading.r == pytest.approx(10, rel=0.01)
     assert (reading.axis, reading.channels, reading.bad, reading.count) == (1, (2,), 1, 4)
+
+
+@pytest.mark.parametrize(("theirs", "r"), [(0.0, 10), (2e-6, 5), (1e-4, 10 / LESS_EXACT)])
+def test_noise_of_b_counts_up_to_a_limit(theirs: float, r: float) -> None:
+    exact, sign = values(8, 4, 16), np.sign(values(8, 4, 16, seed=1))
+    tally = Tally(2.0**-24, seeds=1)
+    found = exact * (1 + 1e-5)
+    tally.add(exact, found, [exact * (1 + 1e-6 * sign)])
+    tally.add_noise(found, found * (1 + theirs * sign), of_b=True)
+    assert tally.reading().r == pytest.approx(r, rel=0.01)
 
 
 def test_batches_add_up() -> None:

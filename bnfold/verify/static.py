@@ -82,7 +82,7 @@ def _check_weight(item: Rewritten, weights: Weights) -> float:
     assert old is not None
     linear = edit.linear
     viewed = old.reshape(linear.view)
-    rows, extra = (spread(linear, vector, linear.row_axes) for vector in _exact_rows(edit))
+    rows, extra = (spread(linear, vector, linear.row_axes) for vector in _exact_rows(edit)[:2])
     columns = np.ones(1)
     if linear.column_axes:
         columns = spread(linear, edit.column_scale, linear.column_axes)
@@ -107,9 +107,8 @@ def _check_weight(item: Rewritten, weights: Weights) -> float:
 def _check_bias(item: Rewritten, weights: Weights) -> float:
     """Compare a stored bias with the exact one; returns the worst deviation in ulps."""
     stored = weights.read(item.tensor)
-    exact, size = _exact_bias(item)
-    exact, size = (np.broadcast_to(values, np.broadcast_shapes(values.shape, stored.shape)) for values in (exact, size))
-    return _worst_ulp(stored.reshape(exact.shape), exact, lambda: item.noise, item, CANCELLED * size)
+    exact, size = (np.reshape(values, stored.shape) for values in _exact_bias(item))  # an Add's has axes of size 1
+    return _worst_ulp(stored, exact, lambda: item.noise, item, CANCELLED * size)
 
 
 def _exact_bias(item: Rewritten) -> tuple[Floats, Floats]:
@@ -137,18 +136,22 @@ def _exact_bias(item: Rewritten) -> tuple[Floats, Floats]:
         return exact, size
     if item.node.op in ("Conv", "ConvTranspose"):
         bias = bias.ravel()
-    gain, added = _exact_rows(edit)
-    return gain * (bias - through[0]) + added, np.abs(gain) * (np.abs(bias) + np.abs(through[1])) + np.abs(added)
+    gain, added, size = _exact_rows(edit)
+    return gain * (bias - through[0]) + added, np.abs(gain) * (np.abs(bias) + np.abs(through[1])) + size
 
 
-def _exact_rows(edit: LinearEdit) -> tuple[Floats, Floats]:
-    """What each row is multiplied by, and what is added to it: the absorbed ops one after the other."""
-    gain, offset = np.array(edit.scale), np.zeros(edit.scale.size)
+def _exact_rows(edit: LinearEdit) -> tuple[Floats, Floats, Floats]:
+    """What each row is multiplied by, what is added to it, and the sum of the sizes of that one's terms.
+
+    The absorbed ops, one after the other.
+    """
+    gain, offset, size = np.array(edit.scale), np.zeros(edit.scale.size), np.zeros(edit.scale.size)
     for a, b in edit.linear.chain.steps if edit.linear.chain else ():
-        gain = gain * rows_of(edit.linear, a)
-        offset = offset * rows_of(edit.linear, a) + rows_of(edit.linear, b)
-    gain[edit.dead_rows] = 0.0
-    return gain, edit.scale * (offset + edit.shift)
+        factor, term = rows_of(edit.linear, a), rows_of(edit.linear, b)
+        gain, offset, size = gain * factor, offset * factor + term, size * np.abs(factor) + np.abs(term)
+    dead = edit.dead_rows
+    gain[dead], offset[dead], size[dead] = 0.0, edit.b[dead], np.abs(edit.b[dead])  # which constant, the plan says
+    return gain, edit.scale * (offset + edit.shift), np.abs(edit.scale) * (size + np.abs(edit.shift))
 
 
 def _stored_parts(item: Rewritten, weights: Weights) -> Iterator[Array]:
