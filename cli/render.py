@@ -145,16 +145,19 @@ def _counts(result: FoldResult) -> Iterator[Row]:
 
 
 def _merged(merges: Sequence[Merge]) -> Iterator[Row]:
-    """What merging saves, in all; counts of a node whose size is unknown are those of one position of its output."""
+    """What merging saves, in all; of nodes whose size is unknown it is known for one position of their output."""
     if not merges:
         return
     pairs = [(merge.nodes, merge.multiply_adds, merge.weight_bytes) for merge in merges]
     nodes, work, bytes_ = ([sum(pair[k] for pair in of) for k in (0, 1)] for of in zip(*pairs, strict=True))
-    of = "an image" if all(merge.per_image for merge in merges) else "a position"
-    yield "merged", (
-        f"{nodes[0]} nodes → {nodes[1]}: {number(work[0])} → {number(work[1])} multiply-adds {of}, "
-        f"{size(bytes_[0])} → {size(bytes_[1])} of weights"
-    )
+    done = f"{number(work[0])} → {number(work[1])} multiply-adds {_per(merges[0])}, "
+    if len({merge.per_image for merge in merges}) > 1:
+        done = ""
+    yield "merged", f"{nodes[0]} nodes → {nodes[1]}: {done}{size(bytes_[0])} → {size(bytes_[1])} of weights"
+
+
+def _per(merge: Merge) -> str:
+    return "an image" if merge.per_image else "a position"
 
 
 def number(count: int) -> str:
@@ -174,7 +177,7 @@ def _merge(merge: Merge) -> str:
     shown = ", ".join(quoted(name) for name in others[:NAMES])
     shown += f" and {len(others) - NAMES} more" if len(others) > NAMES else ""
     work = f"{number(merge.multiply_adds[0])} → {number(merge.multiply_adds[1])} multiply-adds"
-    return f"{merge.op} {quoted(merge.name)}  took in {shown}: {work} {'an image' if merge.per_image else 'a position'}"
+    return f"{merge.op} {quoted(merge.name)}  took in {shown}: {work} {_per(merge)}"
 
 
 def _change(before: int, after: int) -> str:

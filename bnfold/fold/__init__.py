@@ -22,7 +22,7 @@ from onnx import ModelProto
 from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
-from bnfold.fold.merge import Spoiled, merge_model
+from bnfold.fold.merge import Merging, Spoiled, merge_model
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
@@ -82,6 +82,7 @@ class Folding:
     plans: list[Plan]
     rewrite: Rewrite
     proof: StaticProof
+    merging: Merging
 
 
 Barred = dict[tuple[str, int], Refusal]  # ops that have to stay, by scope and index of the node
@@ -139,7 +140,7 @@ def fold_model(model: LoadedModel, options: Options) -> Folding:
         nodes_after = sum(len(scope.nodes) for scope in Graph(proto).scopes)
         told_of = tuple(merging.merges)
         report = FoldReport(told, before, after, merging.nodes, nodes_after, _notices(work, done), told_of)
-        return Folding(work, report, plans, done, proof)
+        return Folding(work, report, plans, done, proof, merging)
 
 
 def _culprits(plans: list[Plan], trouble: Unrepresentable) -> Barred:

@@ -184,9 +184,9 @@ def _entries(item: Merged, result: Merging) -> Iterator[tuple[tuple[str, int], E
 
 def _told(item: Merged, sums: Iterable[Node], shapes: Shapes, model: LoadedModel) -> Merge:
     term, host, output = item.term, item.host, item.root.output()
-    dims = None if output is None or term.last else shapes.dims(host.scope, output)
-    space = () if dims is None else dims[2:]
-    known = bool(space) and None not in space
+    dims = None if output is None else shapes.dims(host.scope, output)
+    space = (None,) if dims is None else dims[1:-1] if term.last else dims[2:]
+    known = None not in space
     positions = math.prod(size or 0 for size in space) if known else 1
     held = {value for node in term.nodes for value in node.inputs if value is not None}
     before = sum(model.weights.nbytes(value.tensor) for value in held if value.tensor is not None)

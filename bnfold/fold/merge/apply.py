@@ -176,10 +176,22 @@ def _configure(term: Term, weight: str, extra: str | None, output: str) -> None:
 
 
 def _set_attributes(proto: NodeProto, wanted: dict[str, Any]) -> None:
-    for position in range(len(proto.attribute) - 1, -1, -1):
-        if proto.attribute[position].name in wanted:
-            del proto.attribute[position]
-    proto.attribute.extend(helper.make_attribute(name, value) for name, value in wanted.items() if value is not None)
+    """Give attributes their values, where they stand; None takes one away, and what ONNX assumes needs none."""
+    held = {attribute.name: attribute for attribute in proto.attribute}
+    for name, value in wanted.items():
+        made = None if value is None else helper.make_attribute(name, value)
+        if name in held and made is None:
+            proto.attribute.remove(held[name])
+        elif name in held:
+            held[name].CopyFrom(made)
+        elif made is not None and not _assumed(name, value):
+            proto.attribute.append(made)
+
+
+def _assumed(name: str, value: Any) -> bool:
+    """True for the value that an absent attribute of Conv has."""
+    usual = {"group": 1, "pads": 0, "strides": 1, "dilations": 1}
+    return name in usual and bool((np.ravel(value) == usual[name]).all())
 
 
 def _hand_over_type(value: Value | None, source: Value) -> None:
