@@ -94,6 +94,16 @@ def test_other_types_keep_theirs(kind: int, limit: float) -> None:
     onnx.checker.check_model(fresh, full_check=True)
 
 
+def test_tokens_are_measured_in_double() -> None:
+    text = "(float[N,5,6] x) => (float[A,B,C] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"
+    model = converted(net(text, w=weight(5, 6).T.copy(), v=weight(2, 5).T.copy()), TensorProto.DOUBLE)
+    feeds = inputs_of(model)
+    inserted = bnfold.insert(model, feeds, batch_size=50).model
+    value = feeds["x"] @ weight(5, 6).T.astype(np.float64)
+    assert np.abs(tensors_of(inserted)["h.bn.running_mean"] - value.mean((0, 1))).max() < 1e-12
+    assert np.abs(tensors_of(inserted)["h.bn.running_var"] - value.var((0, 1))).max() < 1e-12
+
+
 def test_a_variance_that_float16_cannot_hold_is_an_error() -> None:
     model = converted(net("(float[N,3,8,8] x) => (float[N,A,B,C] y) { c = Conv(x, w, b) y = Relu(c) }", **CONV), 10)
     feeds = {name: (array * 1000).astype(np.float16) for name, array in inputs_of(model).items()}

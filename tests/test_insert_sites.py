@@ -120,6 +120,10 @@ LINEAR = [
     Net("add, matmul", ROWS.format("h = MatMul(x, w) a = Add(b, h) y = Relu(a)"), DENSE, {"a"}),
     Net("a bias that more than the add reads", ROWS.format("h = MatMul(x, w) a = Add(h, b) r = Relu(a) y = Add(r, h)"),
         DENSE, {"h"}),
+    Net("seen before its bias", "(float[N,6] x) => (float[A,B] y, float[A,B] h) "
+        "{ h = MatMul(x, w) a = Add(h, b) y = Relu(a) }", DENSE, {"a"}),
+    Net("an add that widens is no bias", ROWS.format("h = MatMul(x, w) a = Add(h, b) y = Relu(a)"),
+        {"w": weight(6, 1), "b": vector(5)}, {"h"}),
     Net("a number is no bias", ROWS.format("h = MatMul(x, w) a = Add(h, k) y = Relu(a)"),
         {**DENSE, "k": np.float32(3)}, {"h"}),
     Net("two biases", ROWS.format("h = MatMul(x, w) a = Add(h, b) e = Add(d, a) y = Relu(e)"),
@@ -170,6 +174,10 @@ ALL = [
     Net("not the last before a function", HEAD.format("y = com.microsoft.FusedMatMul(c, c)"), CONV, {"c"}, where="all"),
     Net("not the last before an einsum", HEAD.format('y = Einsum<equation = "nchw,nchw->nchw">(c, c)'), CONV, {"c"},
         where="all"),
+    Net("not the last before a body", HEAD.format(
+        "m = ReduceMean<keepdims = 0>(x) z = Constant<value_float = 0.0>() k = Greater(m, z) y = If (k) "
+        "<then_branch = g1 () => (float[N,A,B,C] t) { t = Conv(c, v) }, "
+        "else_branch = g2 () => (float[N,A,B,C] t) { t = Conv(c, v, d) }>"), TWO, {"c"}, where="all"),
     Net("the last alone", HEAD.format("y = Relu(c)"), CONV, left="last", where="all"),
 ]  # fmt: skip
 

@@ -100,12 +100,10 @@ class _Placer:
         node = site.node
         if not site.drops_bias:
             return
-        if node.op == "Gemm":
-            _remove_attribute(node.proto, "beta")
-            if node.opset < 11:  # its third input is no option yet
-                node.proto.input[2] = self._tensor(f"{site.name}.no_bias", np.zeros(site.channels, dtype_of(site)))
-                return
-        del node.proto.input[2:]
+        if node.op == "Gemm" and node.opset < 11:  # its third input is no option yet
+            node.proto.input[2] = self._tensor(f"{site.name}.no_bias", np.zeros(site.channels, dtype_of(site)))
+        else:
+            del node.proto.input[2:]
 
     def _tensor(self, wanted: str, content: Array) -> str:
         tensor: TensorProto = numpy_helper.from_array(content, self._graph.unique_name(wanted))
@@ -122,9 +120,3 @@ class _Placer:
             name = f"{wanted}_{count}"
         self._names.add(name)
         return name
-
-
-def _remove_attribute(proto: NodeProto, name: str) -> None:
-    for index in range(len(proto.attribute) - 1, -1, -1):
-        if proto.attribute[index].name == name:
-            del proto.attribute[index]

@@ -169,8 +169,8 @@ class _Finder:
         return None if vector is None else gain * vector
 
     def _added(self, value: Value, channels: int, axis: int, rank: int) -> tuple[Node, Floats] | None:
-        """The node that adds a constant per channel to a value, if that is all that becomes of it."""
-        if len(value.users) != 1 or not value.is_private:
+        """The node that adds a constant per channel to a value, if no other reads it; it keeps its name and meaning."""
+        if len(value.users) != 1:
             return None
         node, index = value.users[0]
         if node.op != "Add" or node.output() is None:
