@@ -151,7 +151,9 @@ def insert(
 
         y = gamma * (W u - mean) / sqrt(var + eps) + beta        per channel, in the place of y = W u + b
 
-    >>> result = insert(fold("sample_models/digits_cnn.onnx").model, "sample_models/digits.npz:calib_x")
+    >>> import bnfold
+    >>> folded = bnfold.fold("sample_models/digits_cnn.onnx").model
+    >>> result = insert(folded, "sample_models/digits.npz:calib_x")
     >>> len(result.sites), result.sites[0].name, result.sites[0].channels, result.difference.worst < 2e-6
     (7, '/0/Conv.bn', 24, True)
 
