@@ -22,7 +22,7 @@ from typing import Any
 import onnx
 import torch
 import torch.fx
-from onnx import AttributeProto, FunctionProto, ModelProto, TensorProto, helper
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper
 from torch.fx import Node as Step
 
 from bnfold.errors import ModelError, quoted
@@ -58,8 +58,18 @@ def to_typed(value: Any, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor
     return torch.tensor(value, dtype=dtype, device=like.device)
 
 
-def to_sizes(tensor: torch.Tensor) -> Any:
-    """The content of a tensor that a shape, axis or position is taken from: it has to be waited for."""
+def to_list(tensor: torch.Tensor) -> Any:
+    """The content of a tensor that a shape or axes are taken from: it has to be waited for."""
+    return tensor.reshape(-1).tolist()
+
+
+def to_number(tensor: torch.Tensor) -> Any:
+    """The only element of a tensor, for Python to decide by."""
+    return tensor.item()
+
+
+def to_numbers(tensor: torch.Tensor) -> Any:
+    """A number, or the list of them."""
     return tensor.tolist()
 
 
@@ -184,7 +194,7 @@ class Builder:
         """An empty tensor that has moved wherever the module has, and to the type that `dtype` has become."""
         likes = self.shared.parts.like
         dtype = dtype or self.shared.main_type
-        return self.path(likes.setdefault(dtype, f"like_.{str(dtype).rpartition('.')[2]}"))
+        return self.path(likes.setdefault(dtype, f"like_.as_{str(dtype).rpartition('.')[2]}"))
 
     def value(self, frame: Frame, value: Value) -> Arg:
         """What a value is here."""
@@ -212,18 +222,21 @@ class Builder:
             return self.emit(to_tensor, (arg, self.like())) if _is_size(arg) else arg
         return arg if arg is None or isinstance(arg, torch.Tensor) else to_tensor(arg, torch.zeros(()))
 
-    def numbers(self, arg: Arg) -> Arg:
-        """As Python numbers."""
-        if isinstance(arg, torch.Tensor):
-            return arg.tolist()
-        return self.emit(to_sizes, (arg,)) if isinstance(arg, Step) and not _is_size(arg) else arg
+    def numbers(self, arg: Arg, kind: str) -> Arg:
+        """As Python numbers: a list (s), one number (k), or whichever it is (z)."""
+        if arg is None:
+            return None
+        if kind != "z" and _is_size(arg):
+            rank = arg.meta["size"] if isinstance(arg, Step) else int(isinstance(arg, list))
+            return arg if rank == (kind == "s") else self.emit(_SIZES[kind], (arg,))
+        return arg if _is_size(arg) else self.emit(_READ[kind], (arg,))
 
     def form(self, arg: Arg, kind: str, with_tensor: bool) -> Arg:
         """An argument in the form that a row wants it in."""
         if arg is None or kind == "q":
             return arg
-        if kind in "sk":
-            return self.numbers(arg)
+        if kind in _READ:
+            return self.numbers(arg, kind)
         scalar = isinstance(arg, torch.Tensor) and arg.dim() == 0 or isinstance(arg, (int, float))
         if kind == "i" or (kind == "n" and with_tensor):
             if scalar:
@@ -279,7 +292,7 @@ class Builder:
             return result
         row = table.find(*_domain_and_name(node), node.opset)
         if row is None:
-            return self._inline(_by_definition(node, self.shared.shapes), args, attributes, node)
+            return self._inline(_by_definition(node, self.shared.shapes, attributes), args, attributes, node)
         return self._call(row, node, frame, args, attributes, outputs)
 
     def _read(self, frame: Frame, node: Node, index: int, value: Value) -> Arg:
@@ -314,9 +327,7 @@ class Builder:
         step = sizes.plan(node.op, operands, plain, outputs)
         if step is None:
             return None
-        given = [self.numbers(arg) for arg in args]
-        if step.function in (sizes.elementwise, sizes.joined):
-            given = [arg for arg in given if arg is not None]
+        given = [self.numbers(arg, "z") for arg in args]
         result = self.emit(step.function, given, step.extra)
         if outputs > 1:
             return [_mark(self.emit(getitem, (result, i)), step.rank) for i in range(outputs)]
@@ -371,9 +382,6 @@ class Builder:
     def _body(self, scope: Scope, frame: Frame) -> Step:
         inner = Builder(self.shared, (self, frame))
         own = Frame(given=frame.given)
-        for value in scope.values.values():
-            if value.is_input and value.tensor is None and value.outer is None:
-                pass
         proto = scope.proto
         assert isinstance(proto, onnx.GraphProto)
         for info in proto.input:
@@ -383,7 +391,8 @@ class Builder:
         for info in proto.output:
             found = scope.lookup(info.name)
             assert found is not None
-            results.append(inner._fixed(inner.tensor(inner.value(own, found))))
+            result = inner.value(own, found)
+            results.append(inner._fixed(inner.tensor(result) if _is_size(result) else result))
         inner.fx.output(results)
         path = f"bodies_.b{len(self.shared.parts.bodies)}"
         self.shared.parts.bodies[path] = Compiled(inner.fx)
@@ -402,13 +411,14 @@ class Builder:
             frame.values[scope.values[name]] = arg
         self.run(scope, frame)
         results = []
-        for name in list(proto.output)[: len(node.outputs)]:
+        for name, wanted in zip(proto.output, node.outputs, strict=False):
             found = scope.lookup(name)
-            assert found is not None
-            results.append(self.value(frame, found))
+            results.append(None if wanted is None or found is None else self.value(frame, found))
         return results
 
 
+_READ = {"s": to_list, "k": to_number, "z": to_numbers}
+_SIZES = {"s": sizes.as_list, "k": sizes.as_number}
 # Operators whose function gives a tuple, however many of its items the node has.
 _TUPLES = frozenset({"LSTM", "GRU", "RNN", "Split", "TopK", "DynamicQuantizeLinear"})
 # Attributes that name an element type.
@@ -416,7 +426,9 @@ _TYPES = frozenset({"to", "dtype", "output_dtype", "stash_type", "precision"})
 
 
 def _is_size(arg: Arg) -> bool:
-    return "size" in arg.meta if isinstance(arg, Step) else isinstance(arg, (int, float, list))
+    if isinstance(arg, list):  # or a sequence of tensors
+        return not any(isinstance(one, torch.Tensor) for one in arg)
+    return "size" in arg.meta if isinstance(arg, Step) else isinstance(arg, (int, float))
 
 
 def _mark(result: Arg, rank: int, small: bool = False) -> Arg:
@@ -479,19 +491,19 @@ def _content(weights: Weights, tensor: TensorProto) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------------------- operators by definition
-def _by_definition(node: Node, shapes: Shapes) -> Scope:
+def _by_definition(node: Node, shapes: Shapes, attributes: dict[str, AttributeProto]) -> Scope:
     """An operator that ONNX itself defines by others, as a function."""
-    function = definition(node, shapes)
+    function = definition(node, shapes, list(attributes.values()))
     assert function is not None
-    model = ModelProto(opset_import=function.opset_import or [helper.make_opsetid("", node.opset)])
-    model.functions.append(function)
-    if not function.opset_import:
-        model.functions[0].opset_import.append(helper.make_opsetid("", node.opset))
+    model = ModelProto(functions=[function])
+    known = {one.domain for one in function.opset_import}
+    missing = [helper.make_opsetid(name, version) for name, version in node.scope.opsets.items() if name not in known]
+    model.functions[0].opset_import.extend(missing)
     return Graph(model).scopes[1]
 
 
-def definition(node: Node, shapes: Shapes) -> FunctionProto | None:
-    """The body by which ONNX defines an operator, None if it has none here."""
+def definition(node: Node, shapes: Shapes, attributes: Sequence[AttributeProto]) -> FunctionProto | None:
+    """The body by which ONNX defines an operator with these attributes, None if it has none here."""
     domain, name = _domain_and_name(node)
     try:
         schema = onnx.defs.get_schema(name, node.opset, domain)
@@ -507,9 +519,12 @@ def definition(node: Node, shapes: Shapes) -> FunctionProto | None:
         if value is not None:
             info.tensor_type.elem_type = shapes.element_type(node.scope, value) or TensorProto.FLOAT
         types.append(info.SerializeToString())
-    function = FunctionProto()
+    function, proto = FunctionProto(), NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.attribute[:]
+    proto.attribute.extend(attributes)
     try:
-        function.ParseFromString(schema.get_context_dependent_function(node.proto.SerializeToString(), types))
+        function.ParseFromString(schema.get_context_dependent_function(proto.SerializeToString(), types))
     except Exception:  # onnx raises what its C++ does
         return None
     return function if function.node else None
@@ -526,7 +541,7 @@ def demand_known(shared: Shared) -> None:
                 continue
             if (domain, name, node.proto.overload) in shared.functions or table.find(domain, name, node.opset):
                 continue
-            if definition(node, shared.shapes) is None:
+            if definition(node, shared.shapes, list(node.proto.attribute)) is None:
                 unknown.setdefault(f"{domain}::{name}" if domain else name, []).append(node)
     if unknown:
         listed = ", ".join(

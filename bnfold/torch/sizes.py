@@ -63,14 +63,35 @@ def count(x: Any) -> int:
     return x.numel() if isinstance(x, Tensor) else len(x) if isinstance(x, list) else 1
 
 
-def elementwise(*values: Size, function: Callable[..., Number]) -> Size:
-    """Apply to each row of values; numbers and lists of one go with every row."""
-    lists = [value for value in values if isinstance(value, list)]
-    if not lists:
-        return function(*values)
-    length = max(len(value) for value in lists) if all(lists) else 0
-    columns = [value if isinstance(value, list) else [value] for value in values]
-    return [function(*row) for row in zip(*(c if len(c) == length else c * length for c in columns), strict=True)]
+def _by_element(name: str, function: Callable[..., Number]) -> Callable[..., Size]:
+    """A function of numbers as one of lists, too: numbers and lists of one go with every row."""
+
+    def apply(*values: Size) -> Size:
+        lists = [value for value in values if isinstance(value, list)]
+        if not lists:
+            return function(*values)
+        length = max(len(value) for value in lists) if all(lists) else 0
+        columns = [value if isinstance(value, list) else [value] for value in values]
+        return [function(*row) for row in zip(*(c if len(c) == length else c * length for c in columns), strict=True)]
+
+    return _named(f"each_{name}", apply)
+
+
+def _reduced(name: str, function: Callable[..., Number], keep: bool) -> Callable[..., Size]:
+    """A function of a list, over its only axis."""
+
+    def apply(values: list[Number], *_: Any) -> Size:
+        result = function(values)
+        return [result] if keep else result
+
+    return _named(f"{name}_keep" if keep else name, apply)
+
+
+def _named(name: str, function: Callable[..., Size]) -> Callable[..., Size]:
+    """Generated code calls a function by its name, and a module that uses it is pickled by it."""
+    function.__name__ = function.__qualname__ = name
+    globals()[name] = function
+    return function
 
 
 def divide(a: Number, b: Number) -> Number:
@@ -130,12 +151,6 @@ def as_number(value: Size, *_: Any) -> Number:
     return value[0] if isinstance(value, list) else value
 
 
-def reduced(values: list[Number], *_: Any, function: Callable[..., Number], keep: bool) -> Size:
-    """ReduceProd and the like over the only axis."""
-    result = function(values)
-    return [result] if keep else result
-
-
 def filled(length: list[int], value: Number) -> list[Number]:
     """ConstantOfShape."""
     return [value] * length[0]
@@ -151,15 +166,18 @@ def divided(values: list[Number], sizes: Sequence[int]) -> tuple[list[Number], .
 
 
 # --------------------------------------------------------------------------------------- what can run
-_ELEMENTWISE: dict[str, Callable[..., Number]] = {
+_NUMBERS: dict[str, Callable[..., Number]] = {
     "Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": divide, "Mod": operator.mod,
     "Neg": operator.neg, "Abs": operator.abs, "Equal": operator.eq, "Less": operator.lt, "Greater": operator.gt,
     "LessOrEqual": operator.le, "GreaterOrEqual": operator.ge, "Not": operator.not_, "Where": choose, "Floor": floor,
     "Ceil": ceil, "Sqrt": math.sqrt, "Pow": operator.pow, "Min": min, "Max": max,
 }  # fmt: skip
-_REDUCTIONS: dict[str, Callable[..., Number]] = {
-    "ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min,
-}  # fmt: skip
+_ELEMENTWISE = {name: _by_element(name, function) for name, function in _NUMBERS.items()}
+_REDUCTIONS = {
+    (name, keep): _reduced(name, function, keep)
+    for name, function in {"ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min}.items()
+    for keep in (False, True)
+}
 
 
 def plan(name: str, operands: Sequence[Operand | None], attributes: dict[str, Any], outputs: int) -> Step | None:
@@ -175,10 +193,10 @@ def plan(name: str, operands: Sequence[Operand | None], attributes: dict[str, An
     if name in _ELEMENTWISE:
         if name in ("Min", "Max", "Mod") and (len(have) < 2 or attributes.get("fmod")):
             return None
-        return Step(elementwise, max(one.rank for one in have), {"function": _ELEMENTWISE[name]})
-    if name in _REDUCTIONS and have[0].rank == 1:
-        keep = bool(attributes.get("keepdims", 1))
-        return Step(reduced, int(keep), {"function": _REDUCTIONS[name], "keep": keep})
+        return Step(_ELEMENTWISE[name], max(one.rank for one in have))
+    keep = bool(attributes.get("keepdims", 1))
+    if (name, keep) in _REDUCTIONS and have[0].rank == 1:
+        return Step(_REDUCTIONS[name, keep], int(keep))
     rule = _RULES.get(name)
     return rule(have, attributes, outputs) if rule else None
 

@@ -7,6 +7,7 @@ from bnfold.torch.ops import (
     elementwise,
     layout,
     linear,
+    loss,
     normalization,
     pooling,
     recurrent,
@@ -15,6 +16,6 @@ from bnfold.torch.ops import (
 )
 
 __all__ = [
-    "batch_norm", "control", "creation", "elementwise", "layout", "linear", "normalization", "pooling", "recurrent",
+    "batch_norm", "control", "creation", "elementwise", "layout", "linear", "loss", "normalization", "pooling", "recurrent",
     "reduction", "resize",
 ]  # fmt: skip

@@ -90,7 +90,7 @@ def sequence_erase(sequence: list[Tensor], position: int | None = None) -> list[
     return [*sequence[:at], *sequence[at + 1 :]]
 
 
-@op("SplitToSequence", kinds="ts")
+@op("SplitToSequence", kinds="tz")
 def split_to_sequence(x: Tensor, sizes: Any = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
     if sizes is None:
         parts = torch.split(x, 1, axis)

@@ -53,8 +53,10 @@ def constant_of_shape(shape: Sequence[int], *, value: Tensor | None = None, like
 
 @op("Range", kinds="n")
 def arange(start: Any, limit: Any, delta: Any, *, like: Tensor) -> Tensor:
+    given = [v for v in (start, limit, delta) if isinstance(v, Tensor)]
+    dtype = given[0].dtype if given else like.dtype if isinstance(start, float) else torch.int64
     start, limit, delta = (v.item() if isinstance(v, Tensor) else v for v in (start, limit, delta))
-    return torch.arange(start, limit, delta, device=like.device)
+    return torch.arange(start, limit, delta, dtype=dtype, device=like.device)
 
 
 @op("EyeLike")

@@ -71,9 +71,9 @@ def conv_transpose(
     ]
     if output_shape or auto_pad.startswith("SAME"):
         wanted = list(output_shape)[-rank:] or [x.shape[2 + i] * strides[i] for i in range(rank)]
-        total = [have - want for have, want in zip(full, wanted, strict=True)]
-        less, more = [t // 2 for t in total], [t - t // 2 for t in total]
-        pads = [*more, *less] if auto_pad == "SAME_LOWER" else [*less, *more]
+        total = [max(have - want, 0) for have, want in zip(full, wanted, strict=True)]
+        front = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
+        pads = [*front, *(have - want - f for have, want, f in zip(full, wanted, front, strict=True))]
     begin, end = list(pads[:rank]) or [0] * rank, list(pads[rank:]) or [0] * rank
     # torch pads both ends alike and adds `output_padding` at the end: what ONNX cuts off there less than in front.
     extra = [e + front - behind for e, front, behind in zip(extra, begin, end, strict=True)]

@@ -135,8 +135,8 @@ def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: i
 @op("TopK", since=10, kinds="tk")
 def top_k(x: Tensor, k: int, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> Any:  # noqa: A002
     # Of equal elements the first comes first, which torch.topk does not promise.
-    values, indices = torch.sort(x.to(torch.float64) if x.dtype == torch.uint64 else x, axis, bool(largest), stable=True)
-    return values.narrow(axis, 0, int(k)).to(x.dtype), indices.narrow(axis, 0, int(k))
+    values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)
+    return values.narrow(axis, 0, int(k)), indices.narrow(axis, 0, int(k))
 
 
 @op("TopK")

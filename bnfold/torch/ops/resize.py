@@ -141,10 +141,10 @@ def _taps(
         first = math.floor(p) - math.ceil(reach) + 1
         row = [first + k for k in range(count)]
         weight = [kernel((k - p) * shrink) for k in row]
-        if exclude or antialias:
+        if exclude:
             weight = [w if 0 <= k < have else 0.0 for w, k in zip(weight, row, strict=True)]
-            total = sum(weight)
-            weight = [w / total for w in weight]
+        total = sum(weight)  # 1 but for what was left out, or stretched
+        weight = [w / total for w in weight]
         places.append([min(max(k, 0), have - 1) for k in row])
         weights.append(weight)
     return places, weights

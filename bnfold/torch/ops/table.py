@@ -16,6 +16,7 @@ the operator's page can check the function. Besides, a function gets what else i
     i    as n, but an index: its type is nobody's
     s    a list of Python numbers: shapes, axes, pads. Sizes stay Python's all the way from Shape to Reshape
     k    one Python number: the k of TopK, the ratio of Dropout
+    z    a number or a list, whichever it is
     q    a sequence, or whatever else it is
 """
 
