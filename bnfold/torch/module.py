@@ -88,6 +88,11 @@ class OnnxModule(Compiled):
 _RESERVED = frozenset({"code", "names", "input_names", "output_names", "constants_", "like_", "bodies_"})
 
 
+def reserved(name: str) -> bool:
+    """Whether a module needs this name for itself."""
+    return name in _RESERVED or hasattr(OnnxModule, name)
+
+
 def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module:
     """The submodule at a path, made if it isn't there."""
     for part in path.split(".") if path else ():
@@ -131,7 +136,7 @@ def share(original: LoadedModel, train: Choice) -> Shared:
     proto.CopyFrom(original.proto)
     model = LoadedModel(proto, original.weights, original.path)
     graph = Graph(proto)
-    state = find_state(graph, model.weights, train, lambda name: name in _RESERVED or hasattr(OnnxModule, name))
+    state = find_state(graph, model.weights, train, reserved)
     functions = {
         (function.domain if function.domain != "ai.onnx" else "", function.name, function.overload): scope
         for function, scope in zip(

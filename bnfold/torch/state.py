@@ -151,8 +151,9 @@ def find_state(graph: Graph, weights: Weights, train: Choice, taken: Callable[[s
     parameters = {slot.origin for slot in slots if not slot.statistic}
     statistics = {slot.origin for slot in slots if slot.statistic} - parameters
     chosen = _chooser(train)
-    asked = {value for value in floats if train is not None and chosen(value.name)}
     names = _Names(taken, (name for scope in graph.scopes for name in scope.values))
+    names_of = {value: names.told_apart(value.name) for value in floats}
+    asked = {value for value in floats if train is not None and chosen(names_of[value])}
     tensors: list[StateTensor] = []
     of_value: dict[Value, StateTensor] = {}
     of_reader: dict[tuple[int, int], StateTensor] = {}
@@ -161,7 +162,8 @@ def find_state(graph: Graph, weights: Weights, train: Choice, taken: Callable[[s
         if not is_parameter and value not in statistics and (value.tensor is None or array.size == 1):
             continue
         trains = is_parameter and (train is None or value in asked)
-        of_value[value] = StateTensor(value.name, names.key(value.name), value, trains, not is_parameter)
+        name = names_of[value]
+        of_value[value] = StateTensor(name, names.key(name), value, trains, not is_parameter)
         tensors.append(of_value[value])
     for slot, name, readers in _copies(slots, floats, names):
         trains = not slot.statistic and chosen(name)
@@ -267,6 +269,7 @@ class _Names:
     def __init__(self, taken: Callable[[str], bool], values: Iterable[str]) -> None:
         self._taken = taken
         self._values = set(values)
+        self._told: set[str] = set()
         self._leaves: set[str] = set()
         self._inner: set[str] = set()
 
@@ -278,6 +281,12 @@ class _Names:
             name = f"{wanted}_{count}"
         self._values.add(name)
         return name
+
+    def told_apart(self, name: str) -> str:
+        """The name; with a number behind it where another body has it too."""
+        told = name if name not in self._told else self.fresh(name)
+        self._told.add(told)
+        return told
 
     def key(self, name: str) -> str:
         """The name itself if torch can take it; else the nearest that it can."""
