@@ -42,7 +42,7 @@ def difference(expected: Any, found: Any, rtol: float, atol: float) -> str:
     if isinstance(expected, list):
         if not isinstance(found, list) or len(found) != len(expected):
             return "is another sequence"
-        return next((why for e, f in zip(expected, found) if (why := difference(e, f, rtol, atol))), "")
+        return next((why for e, f in zip(expected, found, strict=True) if (why := difference(e, f, rtol, atol))), "")
     if expected is None or found is None:
         return "" if expected is None and found is None else "is there or not"
     expected = as_torch(expected)

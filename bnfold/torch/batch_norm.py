@@ -30,8 +30,9 @@ def batch_norm_1(
     momentum: float = MOMENTUM, spatial: int = 1, is_test: int = 0, training: bool, outputs: int = 1,
 ) -> Any:  # fmt: skip
     """Before opset 7 a BN is in training mode unless `is_test` says otherwise."""
-    return batch_norm(x, scale, shift, mean, variance, epsilon=epsilon, momentum=momentum,
-                      training_mode=0 if is_test or outputs == 1 else 1, training=training, outputs=outputs)  # fmt: skip
+    always = 0 if is_test or outputs == 1 else 1
+    return batch_norm(x, scale, shift, mean, variance, epsilon=epsilon, momentum=momentum, training_mode=always,
+                      training=training, outputs=outputs)  # fmt: skip
 
 
 @op("BatchNormalization", since=7)
@@ -44,9 +45,7 @@ def batch_norm(
     In training (of the module, or of a node with training_mode=1) mean and variance are the batch's, and the running
     ones become m running + (1 - m) batch's. They are updated in place only while the module is in training mode.
 
-    Args:
-        x: (N, C, …) or (N, C).
-        scale, shift, mean, variance: (C,).
+    x is (N, C, ...) or (N, C); scale, shift, mean and variance are (C,).
     """
     if not (training or training_mode):
         y = F.batch_norm(x, mean, variance, scale, shift, False, 0.0, epsilon)

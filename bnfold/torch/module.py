@@ -96,9 +96,11 @@ def reserved(name: str) -> bool:
 def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module:
     """The submodule at a path, made if it isn't there."""
     for part in path.split(".") if path else ():
-        if part not in module._modules:
-            module.add_module(part, torch.nn.Module())
-        module = module._modules[part]
+        children = dict(module.named_children())
+        if part not in children:
+            children[part] = torch.nn.Module()
+            module.add_module(part, children[part])
+        module = children[part]
     return module
 
 
@@ -149,5 +151,4 @@ def share(original: LoadedModel, train: Choice) -> Shared:
 def _main_type(state: State) -> torch.dtype:
     """The floating type that most of the model's tensors have."""
     types = Counter(DTYPES[tensor.tensor.data_type] for tensor in state.tensors)
-    found = next((dtype for dtype, _ in types.most_common() if dtype in MOVABLE), torch.float32)
-    return found
+    return next((dtype for dtype, _ in types.most_common() if dtype in MOVABLE), torch.float32)

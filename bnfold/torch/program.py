@@ -15,8 +15,10 @@ from __future__ import annotations
 import linecache
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import count
 from operator import getitem
+from types import ModuleType
 from typing import Any
 
 import onnx
@@ -103,13 +105,15 @@ class Compiled(torch.nn.Module):
         super().__init__()
         code = graph.python_code(root_module="self")
         self.code: str = code.src
-        self._globals: dict[str, Any] = dict(code.globals)
+        # Modules among them by their names, since the program has to be copied and pickled.
+        self._imports = {name: one.__name__ for name, one in code.globals.items() if isinstance(one, ModuleType)}
+        self._globals = {name: one for name, one in code.globals.items() if name not in self._imports}
         self._bring_to_life()
 
     def _bring_to_life(self) -> None:
         filename = f"<bnfold.torch program {next(self._numbers)}>"
         linecache.cache[filename] = (len(self.code), None, self.code.splitlines(keepends=True), filename)
-        names = dict(self._globals)
+        names = self._globals | {name: import_module(module) for name, module in self._imports.items()}
         exec(compile(self.code, filename, "exec"), names)
         self._run = names["forward"]
 
@@ -237,7 +241,7 @@ class Builder:
             return arg
         if kind in _READ:
             return self.numbers(arg, kind)
-        scalar = isinstance(arg, torch.Tensor) and arg.dim() == 0 or isinstance(arg, (int, float))
+        scalar = (isinstance(arg, torch.Tensor) and arg.dim() == 0) or isinstance(arg, (int, float))
         if kind == "i" or (kind == "n" and with_tensor):
             if scalar:
                 return arg.item() if isinstance(arg, torch.Tensor) else arg
@@ -251,13 +255,14 @@ class Builder:
         if not any(isinstance(arg, Step) for arg in [*_leaves(args), *_leaves(list(named.values()))]):
             with torch.no_grad():
                 return function(*args, **named)
-        fixed = [self._fixed(arg) for arg in args]
-        return self.fx.call_function(function, tuple(fixed), {key: self._fixed(arg) for key, arg in named.items()})
+        given = tuple(self.fixed(arg) for arg in args)
+        return self.fx.call_function(function, given, {key: self.fixed(arg) for key, arg in named.items()})
 
-    def _fixed(self, arg: Arg) -> Arg:
+    def fixed(self, arg: Arg) -> Arg:
+        """As an argument of a step: known tensors become buffers."""
         if isinstance(arg, torch.Tensor):
             return self.constant(arg)
-        return [self._fixed(one) for one in arg] if isinstance(arg, (list, tuple)) else arg
+        return [self.fixed(one) for one in arg] if isinstance(arg, (list, tuple)) else arg
 
     # -------------------------------------------------------------------------------------------------- nodes
     def run(self, scope: Scope, frame: Frame) -> None:
@@ -392,7 +397,7 @@ class Builder:
             found = scope.lookup(info.name)
             assert found is not None
             result = inner.value(own, found)
-            results.append(inner._fixed(inner.tensor(result) if _is_size(result) else result))
+            results.append(inner.fixed(inner.tensor(result) if _is_size(result) else result))
         inner.fx.output(results)
         path = f"bodies_.b{len(self.shared.parts.bodies)}"
         self.shared.parts.bodies[path] = Compiled(inner.fx)
@@ -506,7 +511,7 @@ def definition(node: Node, shapes: Shapes, attributes: Sequence[AttributeProto])
     """The body by which ONNX defines an operator with these attributes, None if it has none here."""
     domain, name = _domain_and_name(node)
     try:
-        schema = onnx.defs.get_schema(name, node.opset, domain)
+        schema: Any = onnx.defs.get_schema(name, node.opset, domain)
     except onnx.defs.SchemaError:
         return None
     if schema.has_function:
@@ -570,7 +575,7 @@ def compile_main(shared: Shared) -> torch.fx.Graph:
         if _is_size(arg):
             dtype = DTYPES.get(info.type.tensor_type.elem_type, torch.int64)
             arg = builder.emit(to_typed, (arg, dtype, builder.like()))
-        results.append(builder._fixed(arg))
+        results.append(builder.fixed(arg))
     builder.fx.output(results[0] if len(results) == 1 else tuple(results))
     builder.fx.eliminate_dead_code()
     return builder.fx

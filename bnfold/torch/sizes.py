@@ -173,9 +173,12 @@ _NUMBERS: dict[str, Callable[..., Number]] = {
     "Ceil": ceil, "Sqrt": math.sqrt, "Pow": operator.pow, "Min": min, "Max": max,
 }  # fmt: skip
 _ELEMENTWISE = {name: _by_element(name, function) for name, function in _NUMBERS.items()}
+_OF_LISTS: dict[str, Callable[..., Number]] = {
+    "ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min,
+}  # fmt: skip
 _REDUCTIONS = {
     (name, keep): _reduced(name, function, keep)
-    for name, function in {"ReduceProd": math.prod, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min}.items()
+    for name, function in _OF_LISTS.items()
     for keep in (False, True)
 }
 

@@ -46,7 +46,7 @@ SLOTS: dict[str, dict[int, str]] = {
 }
 # Here too if there is more than one element: a bias, a scale per channel, positions, a table of embeddings.
 WIDE_SLOTS: dict[str, dict[int, str]] = {
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), {0: "left", 1: "right"}),
+    **{name: {0: "left", 1: "right"} for name in ("Add", "Sub", "Mul", "Div")},
     "Gather": {0: "table"},
     "Concat": dict.fromkeys(range(16), "part"),
 }
@@ -112,6 +112,7 @@ class _Slot:
     role: str
     origin: Value
     direct: bool  # read without a node in between
+    widened: bool  # behind an Expand: a bias made of one zero is no weight, a class token is
     identity: Value | None  # the Identity's output next to the origin, if there is one
     statistic: bool
 
@@ -146,7 +147,7 @@ def find_state(graph: Graph, weights: Weights, train: Choice, taken: Callable[[s
 
     Raises: UsageError if a pattern matches no tensor.
     """
-    floats = {value: weights.read(tensor) for value, tensor in _floating(graph, weights)}
+    floats = {value: weights.read(tensor) for value, tensor in _floating(graph)}
     slots = [slot for slot in _slots(graph) if slot.origin in floats and _counts(slot, floats[slot.origin])]
     parameters = {slot.origin for slot in slots if not slot.statistic}
     statistics = {slot.origin for slot in slots if slot.statistic} - parameters
@@ -177,8 +178,8 @@ def find_state(graph: Graph, weights: Weights, train: Choice, taken: Callable[[s
     return State(tuple(tensors), of_value, of_reader)
 
 
-def _floating(graph: Graph, weights: Weights) -> Iterator[tuple[Value, TensorProto]]:
-    """Floating tensors of the graph and its bodies, in the file's order. (Functions have none of their own.)"""
+def _floating(graph: Graph) -> Iterator[tuple[Value, TensorProto]]:
+    """Floating tensors of the graph and its bodies, in the file's order; functions have none of their own."""
     for scope in graph.scopes:
         if scope.is_function:
             continue
@@ -205,21 +206,21 @@ def _slots(graph: Graph) -> Iterator[_Slot]:
 
 
 def _slot(node: Node, index: int, role: str, value: Value, statistic: bool) -> _Slot:
-    direct, identity = True, None
+    direct, widened, identity = True, False, None
     value = outermost(value)
     while value.tensor is None and value.producer is not None and value.producer.op in VIEWS:
         identity = value if value.producer.op == "Identity" else None
-        direct = False
+        direct, widened = False, widened or value.producer.op == "Expand"
         source = value.producer.input(0)
         if source is None:
             break
         value = outermost(source)
-    return _Slot(node, index, role, value, direct, identity, statistic)
+    return _Slot(node, index, role, value, direct, widened, identity, statistic)
 
 
 def _counts(slot: _Slot, array: Array) -> bool:
     """Whether what is in the slot is a weight rather than a constant of the function."""
-    return is_floating(array) and (slot.node.op not in WIDE_SLOTS or array.size > 1)
+    return is_floating(array) and (array.size > 1 or not (slot.widened or slot.node.op in WIDE_SLOTS))
 
 
 def _copies(

@@ -16,6 +16,6 @@ from bnfold.torch.ops import (
 )
 
 __all__ = [
-    "batch_norm", "control", "creation", "elementwise", "layout", "linear", "loss", "normalization", "pooling", "recurrent",
-    "reduction", "resize",
+    "batch_norm", "control", "creation", "elementwise", "layout", "linear", "loss", "normalization", "pooling",
+    "recurrent", "reduction", "resize",
 ]  # fmt: skip

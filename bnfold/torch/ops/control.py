@@ -105,9 +105,9 @@ def concat_from_sequence(sequence: list[Tensor], *, axis: int, new_axis: int = 0
 
 @op("SequenceMap", kinds="q")
 def sequence_map(*inputs: Any, body: Body, outputs: int) -> Any:
-    results = []
-    for i in range(len(inputs[0])):
-        results.append(body(*(value[i] if isinstance(value, list) else value for value in inputs)))
+    results = [
+        body(*(value[i] if isinstance(value, list) else value for value in inputs)) for i in range(len(inputs[0]))
+    ]
     columns = tuple([row[k] for row in results] for k in range(outputs))
     return columns if outputs > 1 else columns[0]
 

@@ -15,10 +15,11 @@ from bnfold.torch.ops.table import add_all, op
 add_all({
     "Abs": torch.abs, "Acos": torch.acos, "Acosh": torch.acosh, "Asin": torch.asin, "Asinh": torch.asinh,
     "Atan": torch.atan, "Atanh": torch.atanh, "Cos": torch.cos, "Cosh": torch.cosh, "Det": torch.det,
-    "Erf": torch.erf, "Exp": torch.exp, "IsNaN": torch.isnan, "Log": torch.log, "Neg": torch.neg, "Not": torch.logical_not,
-    "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
-    "Sinh": torch.sinh, "Softsign": F.softsign, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
-    "HardSwish": F.hardswish, "Mish": F.mish, "BitwiseNot": torch.bitwise_not, "Round": torch.round,
+    "Erf": torch.erf, "Exp": torch.exp, "IsNaN": torch.isnan, "Log": torch.log, "Neg": torch.neg,
+    "Not": torch.logical_not, "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign, "Sin": torch.sin, "Sinh": torch.sinh, "Softsign": F.softsign, "Sqrt": torch.sqrt,
+    "Tan": torch.tan, "Tanh": torch.tanh, "HardSwish": F.hardswish, "Mish": F.mish,
+    "BitwiseNot": torch.bitwise_not, "Round": torch.round,
 })  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 @op("Clip", since=6)
 def clip_6(x: Tensor, *, min: float | None = None, max: float | None = None) -> Tensor:  # noqa: A002 (ONNX's names)
-    return x if min is None and max is None else torch.clamp(x, min, max)
+    return clip(x, min, max)
 
 
 @op("Clip", since=1)
@@ -181,6 +182,9 @@ def clip(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
         return x
     if low is not None and high is not None and isinstance(low, Tensor) != isinstance(high, Tensor):
         return torch.clamp(torch.clamp(x, low), None, high)  # torch takes two of a kind
+    if isinstance(low, float) and isinstance(high, float) and low <= high and x.is_floating_point():
+        # What torch's ReLU6 is: the backward pass takes half of clamp's time, and at the bounds there is no gradient.
+        return F.hardtanh(x, low, high)
     return torch.clamp(x, low, high)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bnfold.torch.ops.table import op
 
+
 @op("Reshape", since=5, kinds="ts")
 def reshape(x: Tensor, target: Sequence[int], *, allowzero: int = 0) -> Tensor:
     if not allowzero and 0 in target:
@@ -108,7 +109,7 @@ def _clamped(position: int, size: int, highest: int, lowest: int = 0) -> int:
     """A position counted from either end, within bounds."""
     if position < 0:
         position = position + size
-    return lowest if position < lowest else highest if position > highest else position
+    return lowest if position < lowest else min(position, highest)
 
 
 @op("Slice", since=1)
@@ -147,7 +148,7 @@ def gather_nd(x: Tensor, index: Tensor, *, batch_dims: int = 0) -> Tensor:
         torch.arange(size, device=x.device).reshape([-1 if i == j else 1 for j in range(index.dim() - 1)])
         for i, size in enumerate(x.shape[:batch_dims])
     ]
-    return x[(*batch, *index.unbind(-1))]
+    return x[tuple(batch) + index.unbind(-1)]
 
 
 def _combine(x: Tensor, where: tuple[Any, ...], updates: Tensor, reduction: str) -> Tensor:
@@ -286,7 +287,8 @@ def non_zero(x: Tensor) -> Tensor:
 
 @op("Compress")
 def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor:
-    x, axis = (x.flatten(), 0) if axis is None else (x, axis)
+    if axis is None:
+        x, axis = x.flatten(), 0
     return x.index_select(axis, torch.nonzero(condition).flatten())
 
 

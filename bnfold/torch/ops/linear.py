@@ -89,7 +89,7 @@ def conv_transpose(
 @op("Gemm")
 def gemm(
     a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0,
-    transA: int = 0, transB: int = 0, broadcast: int = 1,  # noqa: N803 (ONNX's names)
+    transA: int = 0, transB: int = 0, broadcast: int = 1,
 ) -> Tensor:  # fmt: skip
     if transA:
         a = a.t()

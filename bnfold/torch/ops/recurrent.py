@@ -127,7 +127,7 @@ def _looped(kind: str, layer: _Layer) -> tuple[Tensor, ...]:
         ys.append(y)
         hs.append(h)
         cs.append(c)
-    last = [torch.stack(hs)] + ([torch.stack(cs)] if kind == "LSTM" else [])  # type: ignore[list-item]
+    last = [torch.stack(hs)] + ([torch.stack(cs)] if kind == "LSTM" else [])
     return torch.stack(ys, 1), *last
 
 

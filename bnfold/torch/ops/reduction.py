@@ -68,7 +68,7 @@ def _declare(name: str, reduce: Reduce) -> None:
         return by_input(x, axes, keepdims=keepdims)
 
     # Attributes became inputs in opset 13 (ReduceSum) and 18 (the others).
-    for function in (by_input, by_attribute):  # under names of their own, so that a module that uses them can be pickled
+    for function in (by_input, by_attribute):  # each under its name: a module that uses it is pickled by that
         function.__name__ = function.__qualname__ = f"{name}_{function.__name__}"
         globals()[function.__name__] = function
     add(name, by_attribute)

@@ -66,13 +66,13 @@ def _torchs_own(
         return None
     target = dict(zip(axes, sizes, strict=True))
     spatial = [target.get(axis, x.shape[axis]) for axis in range(2, x.dim())]
-    exact = all(x.shape[axis] * full.get(axis, 1) == size for axis, size in zip(range(2, x.dim()), spatial, strict=True))
+    exact = all(x.shape[2 + i] * full.get(2 + i, 1) == size for i, size in enumerate(spatial))
     if mode == "linear" and (exact or where == "align_corners") and x.is_floating_point():
         if where == "align_corners":
             return F.interpolate(x, spatial, mode=_LINEAR[x.dim()], align_corners=True)
         if where == "half_pixel" or (where == "pytorch_half_pixel" and min(spatial) > 1):
             return F.interpolate(x, spatial, mode=_LINEAR[x.dim()], align_corners=False)
-    whole = all(size % x.shape[axis] == 0 for axis, size in zip(range(2, x.dim()), spatial, strict=True))
+    whole = all(size % x.shape[2 + i] == 0 for i, size in enumerate(spatial))
     if mode == "nearest" and exact and whole and (
         (where == "asymmetric" and nearest_mode == "floor")
         or (where == "half_pixel" and nearest_mode.startswith("round_prefer"))

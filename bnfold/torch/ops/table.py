@@ -62,7 +62,9 @@ class Row:
 _ROWS: dict[tuple[str, str], list[Row]] = {}
 
 
-def add(name: str, function: Function, since: int = 1, kinds: str = "t", domain: str = "", random: bool = False) -> None:
+def add(
+    name: str, function: Function, since: int = 1, kinds: str = "t", domain: str = "", random: bool = False
+) -> None:
     """One row."""
     wants, attributes = frozenset[str](), None
     if function.__module__.startswith("bnfold."):
