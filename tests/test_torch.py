@@ -120,11 +120,12 @@ def test_copies_are_independent(duplicate: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_torch_compile_finds_one_graph(path: Path) -> None:
-    """Symbolic batch, training and evaluation; 'eager' finds graph breaks without compiling what it traced."""
+    """In training and in evaluation; 'eager' finds graph breaks without compiling what it traced."""
+    symbolic = path.stem == "tabular_mlp"  # sizes as symbols take some ten times as long to trace
     module, reference, x = to_module(path).train(), to_module(path).train(), batch(path)
     torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=True)
-    for size in (8, 5):
+    compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=symbolic)
+    for size in (8, 5) if symbolic else (8,):
         a, b = compiled(x[:size]), reference(x[:size])
         torch.testing.assert_close(a, b)
     a.square().mean().backward()
@@ -133,7 +134,7 @@ def test_torch_compile_finds_one_graph(path: Path) -> None:
         torch.testing.assert_close(one.grad, other.grad)
     for one, other in zip(module.buffers(), reference.buffers(), strict=True):
         torch.testing.assert_close(one, other)
-    torch.testing.assert_close(compiled.eval()(x[:3]), reference.eval()(x[:3]))
+    torch.testing.assert_close(compiled.eval()(x), reference.eval()(x))
     assert bnfold.torch.write_back(path, compiled).graph.node == onnx.load(path).graph.node
 
 
@@ -352,7 +353,7 @@ def test_what_is_shared_on_purpose_stays_shared() -> None:
 # ------------------------------------------------------------------------------------------------- write-back
 def test_nothing_but_trained_tensors_changes() -> None:
     model = onnx.load(SAMPLES[0])
-    chosen = [t.name for t in model.graph.initializer if len(t.dims) == 4][0]
+    chosen = next(t.name for t in model.graph.initializer if len(t.dims) == 4)
     module = to_module(model, train=chosen)  # evaluation mode: statistics stay, too
     train(module, {"input": batch(SAMPLES[0]).numpy()}, 2)
     trained = write_back(model, module)
@@ -423,7 +424,8 @@ def test_overflow_of_float16_is_refused() -> None:
     model = net("y = Mul(x, w)", "float16[N, 3] x", "float16[N, 3] y", {"w": np.ones(3, np.float16)})
     module = to_module(model).float()
     module.w.data[:] = 2049.5
-    assert numpy_helper.to_array(write_back(model, module).graph.initializer[0]).tolist() == [2050.0] * 3  # rounded once
+    trained = numpy_helper.to_array(write_back(model, module).graph.initializer[0])
+    assert trained.tolist() == [2050.0] * 3
     module.w.data[0] = 1e6
     with pytest.raises(bnfold.ModelError, match="overflows float16"):
         write_back(model, module)
