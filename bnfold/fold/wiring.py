@@ -7,11 +7,12 @@ Where y = BN(x) is removed, the stored x' is the stored y'.  It bears y's name w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx import GraphProto, NodeProto, helper
 
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.ties import Affine
 from bnfold.graph import Container, Graph, Node, Scope, Value, remove_nodes
 
 Created = Mapping[tuple[LinearEdit | AffineEdit, str], str]
@@ -28,6 +29,7 @@ class Wiring:
         self._name: dict[Value, str] = {}  # new names
         self._writer: dict[Value, NodeProto] = {}  # nodes that write a value now, where that isn't its producer
         self._gone: list[Node] = []
+        self._paired: set[Node] = set()  # Transposes that went with what they stood around
         self._added: list[tuple[Node, NodeProto]] = []  # (behind which node, what)
 
     def run(self) -> None:
@@ -109,21 +111,40 @@ class Wiring:
             name = node.proto.output[0]
 
     def _remove(self, edit: AffineEdit) -> None:
-        op = edit.op
-        stored = self._resolve(op.source)
-        target = op.target
+        source, target, nodes = self._with_transposes(edit.op)
+        stored = self._resolve(source)
         must_show = target.is_output or target.captured
         free = stored.is_private and stored.producer is not None and stored not in self._name
         if must_show and not free:
             # Both names are seen: the same content under two of them.
-            _become(op.nodes[-1].proto, "Identity", [op.source.name])
-            self._gone += op.nodes[:-1]
-            self._reads(op.nodes[-1], 0, op.source)
+            _become(nodes[-1].proto, "Identity", [source.name])
+            self._gone += nodes[:-1]
+            self._reads(nodes[-1], 0, source)
             return
-        self._gone += op.nodes
+        self._gone += nodes
         self._same[target] = stored
         if free and (must_show or (_is_identity(edit.target) and not _is_identity(edit.source))):
             self._name[stored] = target.name
+
+    def _with_transposes(self, op: Affine) -> tuple[Value, Value, Sequence[Node]]:
+        """What a removed op reads and makes, and its nodes; with the Transposes around it if one undoes the other.
+
+        They brought the channels to where a BatchNormalization wants them, and back.
+        """
+        plain = op.source, op.target, op.nodes
+        before = op.source.producer
+        inner = [op.source, op.target, *(value for node in op.nodes[:-1] if (value := node.output()) is not None)]
+        if before is None or before.op != "Transpose" or not all(v.is_private and len(v.users) == 1 for v in inner):
+            return plain
+        after = op.target.users[0][0]
+        source, target = before.input(0), after.output()
+        if after.op != "Transpose" or source is None or target is None or before in self._paired:
+            return plain
+        there, back = before.attribute("perm"), after.attribute("perm")
+        if not there or not back or [there[axis] for axis in back] != list(range(len(there))):
+            return plain
+        self._paired.update((before, after))
+        return source, target, (before, *op.nodes, after)
 
     def _resolve(self, value: Value) -> Value:
         while value in self._same:

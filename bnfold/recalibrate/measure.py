@@ -69,7 +69,16 @@ def measure_pooled(model: LoadedModel, sites: Sequence[Site], data: Iterable[Fee
 
     Raises: ModelError if the model can't be run, or a statistic is not finite.
     """
-    readings = instrument(model.proto, sites, is_plain(provider))
+    return read_moments(model, sites, instrument(model.proto, sites, is_plain(provider)), data, provider)
+
+
+def read_moments(
+    model: LoadedModel, sites: Sequence[Site], readings: Sequence[Reading], data: Iterable[Feeds], provider: str
+) -> list[Moments]:
+    """What the readings of an instrumented model say of each site, all batches together.
+
+    Raises: ModelError if the model can't be run, or a statistic is not finite.
+    """
     # Through a file: its weights go from one file to the other, and are in memory once, where ONNX Runtime has them.
     with TemporaryDirectory(prefix="bnfold-") as folder:
         path = os.path.join(folder, "measuring.onnx")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.constants import Array, is_floating
+from bnfold.constants import Array, is_floating, unit_roundoff
 from bnfold.errors import quoted
 from bnfold.fold.ties import Affine, Coordinates, Ties, rule
 from bnfold.fold.union_find import Floats
@@ -55,10 +55,15 @@ def _batch_norm(ties: Ties, node: Node, rank: int | None) -> tuple[Value, Floats
     if refusal is not None or source is None or rank is None:
         ties.refused.setdefault(node, refusal or ("wrong-shape", "it has no input"))
         return None
+    assert parameters[0] is not None
+    gamma_type = parameters[0].dtype
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
     spread = variance + epsilon_of(node)
     with np.errstate(all="ignore"):
         a = gamma / np.sqrt(spread)
+        # A gamma that is sqrt(var + eps), rounded, as `bnfold.insert` writes it: the weight stays to the bit, and where
+        # beta is the mean a MatMul needs no Add.
+        a[np.abs(a - 1) <= unit_roundoff(gamma_type)] = 1.0
         b = beta - a * mean
     if not (np.isfinite(a).all() and np.isfinite(b).all() and (spread > 0).all()):
         count = int((~(np.isfinite(a) & np.isfinite(b) & (spread > 0))).sum())
