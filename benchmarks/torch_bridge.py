@@ -27,7 +27,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,7 +191,9 @@ class Inverted(nn.Module):
         super().__init__()
         inner = 4 * inputs
         self.body = nn.Sequential(
-            conv(inputs, inner, 1), nn.ReLU6(), conv(inner, inner, 3, stride, inner), nn.ReLU6(), conv(inner, outputs, 1)
+            *(conv(inputs, inner, 1), nn.ReLU6()),
+            *(conv(inner, inner, 3, stride, inner), nn.ReLU6()),
+            conv(inner, outputs, 1),
         )
         self.is_residual = stride == 1 and inputs == outputs
 
@@ -216,7 +217,9 @@ def mlp() -> nn.Sequential:
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "resnet20": (lambda: chain(Block, 16, [(w, s) for w, f in ((16, 1), (32, 2), (64, 2)) for s in (f, 1, 1)]), (3, 32, 32)),
+    "resnet20": (
+        lambda: chain(Block, 16, [(w, s) for w, f in ((16, 1), (32, 2), (64, 2)) for s in (f, 1, 1)]), (3, 32, 32),
+    ),
     "MobileNetV2-like": (
         lambda: chain(Inverted, 16, [(w, s) for w, f in ((16, 1), (24, 2), (32, 2)) for s in (f, 1)]), (3, 32, 32),
     ),

@@ -15,11 +15,9 @@ import pytest
 from conftest import REPO
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.parser import parse_model
-
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install bnfold[torch]")
+from torch_backend import cases, torch, trouble
 
 sys.path.append(str(REPO / "benchmarks"))
-from torch_backend import cases, trouble
 from torch_bridge import LIMITS, agreement, error, forward, run, train, training_form
 
 import bnfold
@@ -278,7 +276,8 @@ def test_what_trains_can_be_chosen() -> None:
 
 def test_constants_of_the_function_do_not_train() -> None:
     model = net(
-        "a = Pow(x, two)  b = Mul(a, factor)  c = Clip(b, zero, six)  y = Add(c, bias)", "float[N, 3] x", "float[N, 3] y",
+        "a = Pow(x, two)  b = Mul(a, factor)  c = Clip(b, zero, six)  y = Add(c, bias)",
+        "float[N, 3] x", "float[N, 3] y",
         {"two": np.float32(2), "factor": np.array([0.5], np.float32), "zero": np.float32(0), "six": np.float32(6),
          "bias": np.ones(3, np.float32)},
     )  # fmt: skip
@@ -286,8 +285,9 @@ def test_constants_of_the_function_do_not_train() -> None:
     assert "factor" in dict(to_module(model, train="factor").named_parameters())
 
 
-ODD_NAMES = ["a", "a.b", "forward", "x..y", ".", "training", "0.weight", "é", "/w/Constant_output_0", 'q"); import os; ("',
-             "back\\slash", "new\nline", "{brace}", "code", "constants_", "like_.as_float32"]  # fmt: skip
+ODD_NAMES = ["a", "a.b", "forward", "x..y", ".", "training", "0.weight", "é", "/w/Constant_output_0",
+             'q"); import os; ("', "back\\slash", "new\nline", "{brace}", "code", "constants_",
+             "like_.as_float32"]  # fmt: skip
 
 
 def test_every_name_has_a_key_of_its_own() -> None:

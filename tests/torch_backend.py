@@ -15,7 +15,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import torch
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install bnfold[torch]")
 
 RANDOM = ("test_bernoulli*", "test_training_dropout*")
 
