@@ -282,6 +282,53 @@ def speed(batch: int, runs: int) -> int:
     return int(slow)
 
 
+def kept(module: nn.Module, shape: tuple[int, ...], batch: int) -> int:
+    """Bytes that autograd keeps for the backward pass, parameters and the input not counted."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = module(torch.randn(batch, *shape))
+    del y
+    return sum(sizes.values())
+
+
+class Frozen(nn.Module):
+    """Fine-tuning with frozen statistics as everybody writes it: BN alone in evaluation mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.train()
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)  # type: ignore[no-any-return]
+
+
+def frozen(batch: int, runs: int) -> int:
+    rows = []
+    for name, (make, shape) in NETWORKS.items():
+        say(name)
+        torch.manual_seed(0)
+        network = make().train()
+        model = exported(network, shape)
+        native, folded = Frozen(network), to_module(model, frozen_statistics=True).train()
+        times = interleaved([stepper(module, shape, batch) for module in (folded, native)], runs)
+        memory = [kept(module, shape, batch) for module in (folded, native)]
+        figures = (f"{memory[0] / 1e6:.1f}", f"{memory[1] / 1e6:.1f}", f"{memory[0] / memory[1]:.2f}")
+        rows.append([name, *(f"{t * 1e3:.2f}" for t in times), f"{times[0] / times[1]:.2f}", *figures])
+    print(table(["network", "folded on the fly, ms", "BN, ms", "ratio", "kept, MB", "BN: kept, MB", "ratio"], rows))
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -296,7 +343,7 @@ def main() -> int:
     if arguments.verb == "models":
         return models(arguments.files)
     one_cpu()
-    return speed(arguments.batch, arguments.runs)
+    return {"speed": speed, "frozen": frozen}[arguments.verb](arguments.batch, arguments.runs)
 
 
 if __name__ == "__main__":

@@ -251,6 +251,32 @@ def test_shared_batch_norm_is_updated_by_each_use() -> None:
     torch.testing.assert_close(module.state_dict()["mean"], 0.9 * once + 0.1 * inner.mean(0))
 
 
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_frozen_statistics_are_folded_on_the_fly(path: Path) -> None:
+    """The same function and gradients as BN in evaluation mode, in training too; and statistics never move."""
+    frozen, plain, x = to_module(path, frozen_statistics=True).train(), to_module(path), batch(path)
+    behind_convs = sum(node.op_type == "Conv" for node in onnx.load(path).graph.node)
+    assert bool(behind_convs) == ("conv_norm" in frozen.code)
+    a, b = frozen(x), plain(x)
+    assert error(b.detach(), a.detach()) < 1e-5
+    a.square().mean().backward()
+    b.square().mean().backward()
+    for one, other in zip(frozen.parameters(), plain.parameters(), strict=True):
+        assert error(other.grad, one.grad) < 1e-3 or other.grad.abs().max() < 1e-6
+    assert write_back(path, frozen) == onnx.load(path)
+
+
+def test_what_others_read_is_not_folded_on_the_fly() -> None:
+    model = net(
+        "c = Conv(x, w)  n = BatchNormalization(c, gamma, beta, mean, var)  y = Add(c, n)",
+        "float[N, 2, 4, 4] x", "float[N, 3, 2, 2] y", norm(3) | {"w": np.ones((3, 2, 3, 3), np.float32)},
+    )  # fmt: skip
+    module = to_module(model, frozen_statistics=True)
+    assert "conv_norm" not in module.code
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32)}
+    assert error(run(model, feeds)["y"], forward(module.train(), feeds)[0].detach()) < 1e-5
+
+
 @pytest.mark.parametrize(("opset", "ratio"), [(7, "<ratio: float = 0.5>(x)"), (13, "(x, ratio)")])
 def test_dropout_is_for_training(opset: int, ratio: str) -> None:
     tensors = {"ratio": np.float32(0.5)} if opset > 12 else {}

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnfold.torch.ops.linear import conv
 from bnfold.torch.ops.table import op
 
 # Defaults of the operator (https://onnx.ai/onnx/operators/onnx__BatchNormalization.html).
@@ -70,3 +71,20 @@ def _train(
     with torch.no_grad():
         variance.copy_(scaled * (1.0 / unbiasing))
     return y
+
+
+def conv_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, *,
+    epsilon: float, **attributes: Any,
+) -> Tensor:  # fmt: skip
+    """Conv and a BN with frozen statistics, folded on the fly: W, b, scale and shift get their gradients as ever.
+
+        BN(conv(x, W) + b) = conv(x, f W) + f (b - mean) + shift        f = scale / sqrt(variance + epsilon)
+
+    But the convolution's result is not kept for the backward pass, and no pass is made over it (arXiv 2305.11624,
+    "Tune" mode).
+    """
+    factor = scale * torch.rsqrt(variance + epsilon)
+    moved = -mean if bias is None else bias - mean
+    folded = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    return conv(x, folded, moved * factor + shift, **attributes)

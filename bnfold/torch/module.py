@@ -104,7 +104,7 @@ def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module:
     return module
 
 
-def to_module(model: Any, *, train: Choice = None) -> OnnxModule:
+def to_module(model: Any, *, train: Choice = None, frozen_statistics: bool = False) -> OnnxModule:
     """Make a torch module of an ONNX model.
 
     >>> module = to_module("sample_models/digits_cnn.onnx").train()
@@ -120,6 +120,8 @@ def to_module(model: Any, *, train: Choice = None) -> OnnxModule:
             it is not changed.
         train: which tensors train: a pattern of names (`*`, `?`, `[...]`), several, or a function of the name. By
             default those that stand where layers keep weights. Others stay as they are (requires_grad is False).
+        frozen_statistics: whether BN uses the file's statistics in training too, and never updates them. BN behind a
+            convolution is then folded into it on the fly.
 
     Raises:
         UsageError: no model, or a pattern that matches no tensor.
@@ -128,6 +130,7 @@ def to_module(model: Any, *, train: Choice = None) -> OnnxModule:
     original, _ = open_model(model)
     with naming(original.path):
         shared = share(original, train)
+        shared.frozen = frozen_statistics
         demand_known(shared)
         return OnnxModule(shared).eval()
 

@@ -31,7 +31,8 @@ from bnfold.errors import ModelError, quoted
 from bnfold.graph import Graph, Node, Scope, Value
 from bnfold.shapes import Shapes
 from bnfold.torch import sizes
-from bnfold.torch.ops import table
+from bnfold.torch.batch_norm import EPSILON, conv_norm
+from bnfold.torch.ops import linear, table
 from bnfold.torch.state import State, StateTensor, outermost, stored_tensor
 from bnfold.torch.types import DTYPES, MOVABLE, as_tensor
 from bnfold.weights import Weights
@@ -141,6 +142,7 @@ class Shared:
     parts: Parts = field(default_factory=Parts)
     functions: dict[tuple[str, str, str], Scope] = field(default_factory=dict)
     main_type: torch.dtype = torch.float32
+    frozen: bool = False
 
 
 @dataclass
@@ -358,16 +360,30 @@ class Builder:
             named[name] = self._attribute(node, frame, attribute, live)
         if "outputs" in row.wants:
             named["outputs"] = outputs
+        is_frozen = row.name == "BatchNormalization" and self.shared.frozen
         if "training" in row.wants:
-            named["training"] = self.path("training")
+            named["training"] = False if is_frozen else self.path("training")
         if "like" in row.wants:
             named["like"] = self.like() if live else torch.zeros(())
+        if is_frozen and outputs == 1 and (folded := self._folded(node, given, named)) is not None:
+            return [folded]
         result = self.emit(row.function, given, named)
         if outputs > 1 or (isinstance(result, tuple) and not isinstance(result, Step)):
             return [self.emit(getitem, (result, i)) for i in range(outputs)]
         if row.name in _TUPLES and isinstance(result, Step):
             return [self.emit(getitem, (result, 0))]
         return [result]
+
+    def _folded(self, node: Node, given: Sequence[Arg], named: dict[str, Any]) -> Arg | None:
+        """A BN with frozen statistics as part of the convolution in front of it, if that is for the BN alone."""
+        x, source = given[0], node.inputs[0]
+        if not (isinstance(x, Step) and x.target is linear.conv and source is not None and source.is_private):
+            return None
+        if len(source.users) > 1 or named.get("training_mode"):
+            return None
+        data, weight, bias = (*x.args, None)[:3]
+        args = (data, weight, bias, *given[1:])
+        return self.emit(conv_norm, args, {"epsilon": named.get("epsilon", EPSILON), **x.kwargs})
 
     def _attribute(self, node: Node, frame: Frame, attribute: AttributeProto, live: bool) -> Any:
         if attribute.type == AttributeProto.GRAPH:
