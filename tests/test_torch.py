@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -531,3 +532,15 @@ def test_random_inputs_of_a_model_are_not_changed() -> None:
     x = torch.from_numpy(feeds["input"].copy())
     to_module(model).train()(x)
     assert np.array_equal(x.numpy(), feeds["input"])
+
+
+@pytest.mark.slow
+def test_example_of_a_whole_life(tmp_path: Path) -> None:
+    """Insert, train, recalibrate, fold, verify on the sample data; a few steps."""
+    command = [sys.executable, str(REPO / "examples" / "mnist_life_cycle.py"), "--steps", "300", "--out", str(tmp_path)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=REPO).stdout
+    assert "verdict  equal" in told
+    plain, folded = (onnx.load(tmp_path / f"{name}.onnx") for name in ("plain", "folded"))
+    assert [node.op_type for node in folded.graph.node] == [node.op_type for node in plain.graph.node]
+    accuracy = [float(line.split("%")[0].split()[-1]) for line in told.splitlines()[-2:]]
+    assert accuracy[1] > 80  # with BN it has learnt by then, whatever it has without
