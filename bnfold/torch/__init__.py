@@ -1,0 +1,15 @@
+"""ONNX models in torch: train the graph itself, and put the trained weights back into the file.
+
+    import bnfold.torch
+
+    module = bnfold.torch.to_module("model.onnx").train()
+    ...                                                       # any training loop
+    trained = bnfold.torch.write_back("model.onnx", module)   # an onnx.ModelProto: onnx.save(trained, ...)
+
+Needs torch: pip install bnfold[torch]. What it computes, and how: docs/torch.md.
+"""
+
+from bnfold.torch.module import OnnxModule, to_module
+from bnfold.torch.write_back import write_back
+
+__all__ = ["OnnxModule", "to_module", "write_back"]
