@@ -61,6 +61,7 @@ HOSTILE = {
     "relu-between": "x[N,4,6,6] -> y | a = Conv(x, w[4,4,1,1]); b = Conv(x, v[4,4,1,1]); r = Relu(b); y = Add(a, r)",
     "constant-over-space": "x[N,4,4,4] -> y | a = Conv(x, w[4,4,1,1]); p = Mul(x, m[4]); y = Add(a, p)",
     "constant-makes-larger": "x[N,4,1,1] -> y | a = Conv(x, w[4,4,1,1]); p = Mul(x, m[1,1,4,4]); y = Add(a, p)",
+    "constant-of-higher-rank": "x[N,4,6,6] -> y | a = Conv(x, w[4,4,1,1]); p = Mul(x, m[1,1,4,1,1]); y = Add(a, p)",
     "average-without-padding": "x[N,4,6,6] -> y | a = Conv<pads=[1,1,1,1]>(x, w[4,4,3,3]); c = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x); y = Add(a, c)",
     "average-ceil": "x[N,4,6,6] -> y | a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w[4,4,3,3]); c = AveragePool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1>(x); y = Add(a, c)",
     "max-pool": "x[N,4,6,6] -> y | a = Conv<pads=[1,1,1,1]>(x, w[4,4,3,3]); c = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x); y = Add(a, c)",

@@ -72,8 +72,9 @@ def _move_bias(model: ModelProto) -> None:
 def _attribute(name: str, value: list[int]) -> Callable[[ModelProto], None]:
     def edit(model: ModelProto) -> None:
         node = next(n for n in model.graph.node if n.op_type == "Conv")
-        attribute = next(a for a in node.attribute if a.name == name)
-        attribute.CopyFrom(helper.make_attribute(name, value))
+        others = [attribute for attribute in node.attribute if attribute.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*others, helper.make_attribute(name, value)])
 
     return edit
 
