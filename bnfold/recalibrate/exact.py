@@ -317,9 +317,11 @@ def _uses(proto: ModelProto, sites: Sequence[Site]) -> list[tuple[NodeProto, int
     """The nodes of the sites in a flat copy, each with the number of its site."""
     numbers: dict[str, int] = {}
     for number, site in enumerate(sites):
-        if site.scope.label:
-            what = f"is in {quoted(site.scope.label)}, where no segment can end; use the method pooled, or skip it"
-            raise ModelError(what, where=f"node {quoted(site.name)}")
+        what = f"is in {quoted(site.scope.label)}, where no segment can end" if site.scope.label else ""
+        if site.element_type == TensorProto.BFLOAT16:
+            what = "normalises bfloat16, which ONNX Runtime gives nobody to keep between segments"
+        if what:
+            raise ModelError(f"{what}; use the method pooled, or skip it", where=f"node {quoted(site.name)}")
         numbers |= {node.proto.output[0]: number for node in site.nodes}
     return [(node, numbers[name]) for node in proto.graph.node for name in node.output[:1] if name in numbers]
 

@@ -145,7 +145,7 @@ def moments_nodes(
         nodes += [helper.make_node("Cast", [old], [new], to=measured_type(site)) for old, new in casts]
     made = f"{names[1]}.normalised" if half else output
     make = _elementary if plain else _training
-    nodes += [*make(given, names, made, site), helper.make_node("Size", [source], [names[0]])]
+    nodes += [*make(given, names, made, site), helper.make_node("Size", [given[0]], [names[0]])]
     if half:
         nodes.append(helper.make_node("Cast", [made], [output], to=site.element_type))
     return nodes
