@@ -2,6 +2,7 @@
 
     python benchmarks/recalibration.py table [--only CONDITION,…]
     python benchmarks/recalibration.py speed MODEL [MODEL …] [--batch 16] [--samples 192] [--size 128]
+    python benchmarks/recalibration.py steady MODEL [MODEL …] [--batch 16] [--size 128] [--runs 9]
     python benchmarks/recalibration.py providers cuda [MODEL …]
     python benchmarks/recalibration.py chain [--files GLOB] [--largest 3]
 
@@ -13,6 +14,9 @@ does not come out as the clean one, to the last digit.
 `speed`: CPU seconds (user + system) of recalibration over those of plain inference, ONNX Runtime, the same file and
 batches, in one process, interleaved; sessions are created within the time. And the peak memory of both, each in a
 process of its own. A MODEL is a file or a name in `networks.py`.
+
+`steady`: pooled over plain inference, batch against batch, without reading models and creating sessions: what long runs
+come to, and steadier than `speed` on a machine that others use too.
 
 `providers`: for a machine with a GPU: 'pooled' and 'exact' there and on the CPU, how far variances are apart, and the
 seconds. Exit code 1 above 1e-4.
@@ -77,6 +81,11 @@ def main() -> int:
     of_speed.add_argument("--samples", type=int, default=192)
     of_speed.add_argument("--size", type=int, default=128, help="of the images")
     of_speed.add_argument("--runs", type=int, default=3)
+    of_steady = verbs.add_parser("steady")
+    of_steady.add_argument("models", nargs="+")
+    of_steady.add_argument("--batch", type=int, default=16)
+    of_steady.add_argument("--size", type=int, default=128, help="of the images")
+    of_steady.add_argument("--runs", type=int, default=9)
     of_providers = verbs.add_parser("providers")
     of_providers.add_argument("provider")
     of_providers.add_argument("models", nargs="*", default=["resnet18", "resnet50", "mobilenetv2", "densenet121"])
@@ -102,7 +111,7 @@ def main() -> int:
     if arguments.verb == "memory":
         print(peak(arguments.models[0], arguments.form, arguments.batch, arguments.samples))
         return 0
-    return speed(arguments)
+    return speed(arguments) if arguments.verb == "speed" else steady(arguments)
 
 
 # -- accuracy -----------------------------------------------------------------------------------------
@@ -214,6 +223,42 @@ def _costs(model: str, arguments: argparse.Namespace) -> list[str]:
         row.append(f"{memory[form] / memory['plain']:.2f}")
     say(" | ".join(row))
     return row
+
+
+def steady(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from bnfold.graph import Graph
+    from bnfold.model_file import load, to_proto
+    from bnfold.recalibrate.instrument import instrument
+    from bnfold.recalibrate.sites import find_sites
+    from bnfold.shapes import Shapes
+    from bnfold.verify.runtime import Runner
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            model = load(_resized(name, arguments.size, folder))
+            graph, proto = Graph(model.proto), to_proto(model)
+            plain = Runner(proto, optimized=True)
+            sites, _ = find_sites(graph, Shapes(graph, model), lambda node: True, False)
+            instrument(proto, sites)
+            runners = plain, Runner(proto, optimized=True)
+            images = np.random.default_rng(0).standard_normal((arguments.batch, 3, arguments.size, arguments.size))
+            feeds = {plain.inputs[0]: images.astype(np.float32)}
+            ratios = []
+            for _ in range(arguments.runs + 1):
+                seconds = []
+                for runner in runners:
+                    start = time.process_time()
+                    runner.run(feeds)
+                    seconds.append(time.process_time() - start)
+                ratios.append(seconds[1] / seconds[0])
+            low, *_, high = sorted(ratios[1:])
+            rows.append([Path(name).stem, f"{statistics.median(ratios[1:]):.2f} ({low:.2f} to {high:.2f})"])
+            say(" | ".join(rows[-1]))
+    print(table(["model", "pooled / plain, a batch"], rows))
+    return 0
 
 
 def peak(model: str, form: str, batch: int, samples: int) -> float:

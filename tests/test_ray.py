@@ -87,8 +87,13 @@ def test_a_model_that_cannot_run_is_told(cluster: Any) -> None:
         package.recalibrate(model, X, batch_size=16, engine="ray")
 
 
-def test_a_worker_is_lost(cluster: Any, tmp_path: Path) -> None:
-    """A node goes in the middle of the data, with the worker that it has, and another worker is killed."""
+def test_a_worker_is_lost(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node goes in the middle of the data, with the worker that it has: its batches go to the other."""
+    from bnfold.recalibrate import engine_ray
+
+    given = []
+    submit = engine_ray._Pool._submit
+    monkeypatch.setattr(engine_ray._Pool, "_submit", lambda pool, number: (given.append(number), submit(pool, number)))
 
     def batches(lose: bool) -> Iterator[Any]:
         for number in range(60):
@@ -98,6 +103,7 @@ def test_a_worker_is_lost(cluster: Any, tmp_path: Path) -> None:
 
     local = package.recalibrate(conv_net(), batches(lose=False), batch_size=16)
     assert_same(package.recalibrate(conv_net(), batches(lose=True), batch_size=16, engine="ray"), local)
+    assert set(given) == set(range(60)) and len(given) > 60
 
 
 def test_no_cluster_there(model: Path) -> None:
