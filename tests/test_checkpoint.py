@@ -21,6 +21,7 @@ from recalibration_models import CHANNELS, conv_net, samples
 import bnfold
 from bnfold.errors import ModelError, UsageError
 from bnfold.recalibrate import checkpoint, exact, measure
+from bnfold.recalibrate.cache import Cache
 from bnfold.recalibrate.data import open_data
 
 X = samples(160, CHANNELS, 6, 6)
@@ -158,6 +159,25 @@ def test_a_shorter_stream_is_refused(tmp_path: Path) -> None:
     recalibrated(batches(), tmp_path / "c.npz")
     with pytest.raises(UsageError, match="is the checkpoint of other data"):
         recalibrated(batches(x=X[:80]), tmp_path / "c.npz")
+
+
+def test_another_last_batch_is_refused(tmp_path: Path) -> None:
+    recalibrated(batches(), tmp_path / "c.npz")
+    with pytest.raises(UsageError, match="is the checkpoint of other data"):
+        recalibrated(batches(x=np.concatenate([X[:-16], X[-16:] + 1])), tmp_path / "c.npz")
+
+
+def test_files_that_no_checkpoint_knows_go(tmp_path: Path) -> None:
+    for name in ("1.npy", "2.npy"):
+        np.save(tmp_path / name, X)
+    with Cache(1 << 30, tmp_path, [{"x": "1.npy"}]) as cache:
+        assert np.array_equal(cache.get(0)["x"], X)
+        assert sorted(files(tmp_path)) == ["1.npy"]
+        cache.put(0, {"y": X + 1})
+        cache.drop(0, ["x"])
+        assert sorted(files(tmp_path)) == ["1.npy", "2.npy"]  # until the next checkpoint is written
+        cache.sweep()
+    assert sorted(files(tmp_path)) == ["2.npy"]
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

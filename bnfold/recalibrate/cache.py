@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +49,8 @@ class Cache:
         self._batches: list[dict[str, Array | str]] = [dict(batch) for batch in files or ()]
         self._folder = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._free: dict[int, list[Array]] = defaultdict(list)  # by size
+        self._free: dict[int, list[Array]] = {}  # by size, of those that are expected
+        self._lent: dict[int, Array] = {}  # by address
         self._dropped: list[str] = []
         self._count = 0
         if folder is not None:
@@ -69,6 +69,7 @@ class Cache:
     ) -> None:
         self._batches.clear()
         self._free.clear()
+        self._lent.clear()
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -76,11 +77,17 @@ class Cache:
         """Begin a batch."""
         self._batches.append({})
 
+    def expect(self, sizes: Iterable[int]) -> None:
+        """Of the memory that gets free, keep what has one of these sizes, and let the rest go."""
+        wanted = set(sizes)
+        self._free = {size: self._free.get(size, []) for size in wanted}
+
     def room(self, like: Array) -> Array:
         """An array of the shape and type of another, content undefined, for a value that will be put."""
-        free = self._free[like.nbytes]
+        free = self._free.get(like.nbytes)
         memory = free.pop() if free else np.empty(like.nbytes, np.uint8)
         array: Array = memory.view(like.dtype).reshape(like.shape)
+        self._lent[array.ctypes.data] = memory
         return array
 
     def put(self, batch: int, values: Feeds) -> None:
@@ -124,8 +131,8 @@ class Cache:
         return len(self._batches)
 
     def _recycle(self, value: Array) -> None:
-        memory = value.base
-        if isinstance(memory, np.ndarray) and memory.dtype == np.uint8 and memory.ndim == 1 and value.nbytes >= LARGE:
+        memory = self._lent.pop(value.ctypes.data, None)  # else it is the user's, or ONNX Runtime's
+        if memory is not None and memory.nbytes in self._free:
             self._free[memory.nbytes].append(memory)
 
     def _path(self, name: str) -> str:

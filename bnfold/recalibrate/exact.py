@@ -118,6 +118,7 @@ def _segment(plan: _Plan, level: int, batches: Iterable[Feeds], cache: Cache, pr
         if values is None:
             values = run(runner, feeds)
             first = _shapes(given), {name: values[name] for name in kept if _is_large(values[name])}
+            cache.expect(value.nbytes for value in first[1].values())
         cache.drop(number, [name for name in given if plan.last_read(name) <= level])
         cache.put(number, {name: values[name] for name in kept})
         yield values
@@ -201,7 +202,7 @@ class _Plan:
         self._kept: list[list[str]] = [[] for _ in self.readings_at]
         for name, last in sorted(self._last.items()):
             level = self._level.get(name, last)
-            if name in self._made_by and last > level:
+            if name in self._made_by and last > level and self._made_by[name].op_type != "Concat":
                 self._kept[level].append(name)
         self.cutter = Cutter(proto)
 
@@ -281,6 +282,11 @@ class _Plan:
                     _note(last, name, level)
                 if name in self._made_by:
                     waiting.append(self._made_by[name])
+        for node in reversed(self.proto.graph.node):  # a Concat is made again where it is read: its parts stay
+            if node.op_type == "Concat" and node.output[0] in last:
+                for name in node.input:
+                    if name in self._level:
+                        _note(last, name, last[node.output[0]])
         return last
 
     def _readings(self) -> list[list[Reading]]:
