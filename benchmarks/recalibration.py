@@ -355,13 +355,20 @@ def chain(arguments: argparse.Namespace) -> int:
             with ready(path, folder) as full:
                 if arguments.largest and full.stat().st_size > arguments.largest * 1e6:
                     continue
-                words = [sys.executable, "-c", CHAIN, str(full)]
-                done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=TIMEOUT)
-            last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-            rows.append([path.name, last[-1] if last else f"exit code {done.returncode}"])
+                rows.append([path.name, _chained(full)])
             say(" | ".join(rows[-1]))
     print(table(["model", "after recalibrate and fold"], rows))
     return int(any(not row[1].startswith(("equal", "skipped")) for row in rows))
+
+
+def _chained(model: Path) -> str:
+    words = [sys.executable, "-c", CHAIN, str(model)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"given up after {TIMEOUT} s"
+    last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return last[-1] if last else f"exit code {done.returncode}"
 
 
 CHAIN = """
