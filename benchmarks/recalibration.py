@@ -2,6 +2,9 @@
 
     python benchmarks/recalibration.py table [--only CONDITION,…]
     python benchmarks/recalibration.py speed MODEL [MODEL …] [--batch 16] [--samples 192] [--size 128]
+    python benchmarks/recalibration.py steady MODEL [MODEL …] [--batch 16] [--size 128] [--runs 9]
+    python benchmarks/recalibration.py providers cuda [MODEL …]
+    python benchmarks/recalibration.py chain [--files GLOB] [--largest 3]
 
 `table`: a trained CIFAR-10 resnet20 whose weights or inputs are damaged in twelve ways, recalibrated through the
 command line on 1,024 images; accuracy on 1,017 test images beside that of a reference that shares no code with
@@ -10,7 +13,16 @@ does not come out as the clean one, to the last digit.
 
 `speed`: CPU seconds (user + system) of recalibration over those of plain inference, ONNX Runtime, the same file and
 batches, in one process, interleaved; sessions are created within the time. And the peak memory of both, each in a
-process of its own.
+process of its own. A MODEL is a file or a name in `networks.py`.
+
+`steady`: pooled over plain inference, batch against batch, without reading models and creating sessions: what long runs
+come to, and steadier than `speed` on a machine that others use too.
+
+`providers`: for a machine with a GPU: 'pooled' and 'exact' there and on the CPU, how far variances are apart, and the
+seconds. Exit code 1 above 1e-4.
+
+`chain`: recalibrate, fold, verify, one after the other, on every shared model with BatchNorm that runs (up to so many
+MB). Exit code 1 unless all are equal.
 """
 
 from __future__ import annotations
@@ -26,7 +38,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import REPO, one_cpu, say, table
+from harness import REPO, TIMEOUT, files, one_cpu, ready, say, table
 
 SHARED = REPO.parent / "shared"
 REFERENCE = SHARED / "reference" / "recalibration_table.py"
@@ -52,6 +64,8 @@ EXPECTED = {
 COLUMNS = ("before", "pooled", "pooled, augmented", "exact")
 TOLERANCE = 1.0
 CALIBRATION = 1024
+# Of a variance, relative, between providers.
+PROVIDERS_APART = 1e-4
 
 Array = Any
 
@@ -67,6 +81,20 @@ def main() -> int:
     of_speed.add_argument("--samples", type=int, default=192)
     of_speed.add_argument("--size", type=int, default=128, help="of the images")
     of_speed.add_argument("--runs", type=int, default=3)
+    of_steady = verbs.add_parser("steady")
+    of_steady.add_argument("models", nargs="+")
+    of_steady.add_argument("--batch", type=int, default=16)
+    of_steady.add_argument("--size", type=int, default=128, help="of the images")
+    of_steady.add_argument("--runs", type=int, default=9)
+    of_providers = verbs.add_parser("providers")
+    of_providers.add_argument("provider")
+    of_providers.add_argument("models", nargs="*", default=["resnet18", "resnet50", "mobilenetv2", "densenet121"])
+    of_providers.add_argument("--batch", type=int, default=64)
+    of_providers.add_argument("--samples", type=int, default=256)
+    of_providers.add_argument("--size", type=int, default=128, help="of the images")
+    of_chain = verbs.add_parser("chain")
+    of_chain.add_argument("--files", help="a pattern of files instead of the shared models")
+    of_chain.add_argument("--largest", type=float, help="leave models of more MB out")
     of_memory = verbs.add_parser("memory", help="of one form; speed calls it")
     of_memory.add_argument("form")
     of_memory.add_argument("models", nargs=1)
@@ -75,11 +103,15 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.verb == "table":
         return accuracy_table(arguments.only.split(",") if arguments.only else list(EXPECTED))
+    if arguments.verb == "providers":
+        return providers(arguments)
+    if arguments.verb == "chain":
+        return chain(arguments)
     one_cpu()
     if arguments.verb == "memory":
         print(peak(arguments.models[0], arguments.form, arguments.batch, arguments.samples))
         return 0
-    return speed(arguments)
+    return speed(arguments) if arguments.verb == "speed" else steady(arguments)
 
 
 # -- accuracy -----------------------------------------------------------------------------------------
@@ -157,15 +189,16 @@ def speed(arguments: argparse.Namespace) -> int:
 
 
 def _resized(model: str, size: int, folder: str) -> Path:
-    """A copy that takes images of another size."""
+    """A copy that takes images of another size, or a network of this name."""
     import onnx
+    from networks import NETWORKS, network
 
-    proto = onnx.load(model)
+    proto = network(model) if model in NETWORKS else onnx.load(model)
     for info in proto.graph.input:
         for dim in info.type.tensor_type.shape.dim[2:]:
             dim.dim_value = size
     del proto.graph.value_info[:]
-    target = Path(folder) / Path(model).name
+    target = Path(folder) / Path(model).with_suffix(".onnx").name
     onnx.save(proto, target)
     return target
 
@@ -190,6 +223,42 @@ def _costs(model: str, arguments: argparse.Namespace) -> list[str]:
         row.append(f"{memory[form] / memory['plain']:.2f}")
     say(" | ".join(row))
     return row
+
+
+def steady(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from bnfold.graph import Graph
+    from bnfold.model_file import load, to_proto
+    from bnfold.recalibrate.instrument import instrument
+    from bnfold.recalibrate.sites import find_sites
+    from bnfold.shapes import Shapes
+    from bnfold.verify.runtime import Runner
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            model = load(_resized(name, arguments.size, folder))
+            graph, proto = Graph(model.proto), to_proto(model)
+            plain = Runner(proto, optimized=True)
+            sites, _ = find_sites(graph, Shapes(graph, model), lambda node: True, False)
+            instrument(proto, sites)
+            runners = plain, Runner(proto, optimized=True)
+            images = np.random.default_rng(0).standard_normal((arguments.batch, 3, arguments.size, arguments.size))
+            feeds = {plain.inputs[0]: images.astype(np.float32)}
+            ratios = []
+            for _ in range(arguments.runs + 1):
+                seconds = []
+                for runner in runners:
+                    start = time.process_time()
+                    runner.run(feeds)
+                    seconds.append(time.process_time() - start)
+                ratios.append(seconds[1] / seconds[0])
+            low, *_, high = sorted(ratios[1:])
+            rows.append([Path(name).stem, f"{statistics.median(ratios[1:]):.2f} ({low:.2f} to {high:.2f})"])
+            say(" | ".join(rows[-1]))
+    print(table(["model", "pooled / plain, a batch"], rows))
+    return 0
 
 
 def peak(model: str, form: str, batch: int, samples: int) -> float:
@@ -238,6 +307,94 @@ def _forms(model: str, batch: int, samples: int) -> dict[str, Callable[[], objec
         return lambda: bnfold.recalibrate(model, stream(), method=method, batch_size=batch)
 
     return {"plain": plain, "pooled": measured("pooled"), "exact": measured("exact")}
+
+
+# -- other providers ----------------------------------------------------------------------------------
+
+
+def providers(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    import bnfold
+
+    rows, worst = [], 0.0
+    rng = np.random.default_rng(0)
+    shape = (arguments.batch, 3, arguments.size, arguments.size)
+    data = [rng.standard_normal(shape, np.float32) for _ in range(arguments.samples // arguments.batch)]
+    with tempfile.TemporaryDirectory() as folder:
+        for model in arguments.models:
+            path, row = _resized(model, arguments.size, folder), [Path(model).stem]
+            for method in ("pooled", "exact"):
+                found, seconds = [], []
+                for provider in ("cpu", arguments.provider):
+                    start = time.perf_counter()
+                    kind: Any = method
+                    result = bnfold.recalibrate(
+                        path, iter(data), method=kind, batch_size=arguments.batch, provider=provider
+                    )
+                    seconds.append(time.perf_counter() - start)
+                    found.append(result.drift)
+                apart = max(abs(a.new_var / b.new_var - 1).max() for a, b in zip(*found, strict=True))
+                worst = max(worst, apart)
+                row += [f"{apart:.1e}", f"{seconds[0]:.2f}", f"{seconds[1]:.2f}"]
+            say(" ".join(row))
+            rows.append(row)
+    columns = [f"{method}, {what}" for method in ("pooled", "exact") for what in ("apart", "cpu, s", "there, s")]
+    print(table(["model", *columns], rows))
+    return int(worst > PROVIDERS_APART)
+
+
+# -- recalibrate, fold, verify ------------------------------------------------------------------------
+
+
+def chain(arguments: argparse.Namespace) -> int:
+    """Each model in a process of its own: what one holds or breaks is no matter of the others."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in files(arguments.files):
+            with ready(path, folder) as full:
+                if arguments.largest and full.stat().st_size > arguments.largest * 1e6:
+                    continue
+                rows.append([path.name, _chained(full)])
+            say(" | ".join(rows[-1]))
+    print(table(["model", "after recalibrate and fold"], rows))
+    return int(any(not row[1].startswith(("equal", "skipped")) for row in rows))
+
+
+def _chained(model: Path) -> str:
+    words = [sys.executable, "-c", CHAIN, str(model)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"given up after {TIMEOUT} s"
+    last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return last[-1] if last else f"exit code {done.returncode}"
+
+
+CHAIN = """
+import sys
+import numpy as np
+import onnx
+import bnfold
+from bnfold.errors import ModelError
+from bnfold.verify.inputs import drawn
+from bnfold.verify.runtime import CannotRun, Runner
+
+path = sys.argv[1]
+proto = onnx.load(path)
+if not any(node.op_type == "BatchNormalization" for node in proto.graph.node):
+    sys.exit(print("skipped: no BatchNormalization") or 0)
+try:
+    batches = [batch for seed in range(4) for batch in drawn(proto, seed).batches]
+    Runner(proto).run(batches[0])
+except (CannotRun, ModelError) as why:
+    sys.exit(print(f"skipped: {why}") or 0)
+result = bnfold.recalibrate(path, iter(batches), batch_size=16)
+folded = bnfold.fold(result.model)
+verdict = bnfold.verify(result.model, folded.model)
+left = sum(node.op_type == "BatchNormalization" for node in folded.model.graph.node)
+print(f"{verdict.verdict}: {len(result.drift)} BN measured by {result.method}, {left} left")
+"""
 
 
 if __name__ == "__main__":

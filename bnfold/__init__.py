@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bnfold.recalibrate.api import RecalibrationResult as RecalibrationResult
     from bnfold.recalibrate.api import recalibrate as recalibrate
     from bnfold.recalibrate.drift import Drift as Drift
+    from bnfold.recalibrate.images import ImageOptions as ImageOptions
     from bnfold.report import Counts as Counts
     from bnfold.report import Entry as Entry
     from bnfold.report import FoldReport as FoldReport
@@ -50,6 +51,7 @@ _HOMES = {
     "bnfold.inspection": ("Inspection", "inspect"),
     "bnfold.recalibrate.api": ("RecalibrationResult", "recalibrate"),
     "bnfold.recalibrate.drift": ("Drift",),
+    "bnfold.recalibrate.images": ("ImageOptions",),
     "bnfold.report": ("Counts", "Entry", "FoldReport"),
     "bnfold.verify.comparison": ("Comparison",),
     "bnfold.verify.compare": ("verify",),

@@ -229,6 +229,9 @@ def recalibrate(
     skip: options.Skip = None,
     provider: options.Provider = "cpu",
     cache_size: options.CacheSize = None,
+    checkpoint: options.Checkpoint = None,
+    engine: options.Engine = "local",
+    address: options.Address = None,
     resize: options.Resize = None,
     crop: options.Crop = None,
     mean: options.Mean = None,
@@ -253,8 +256,9 @@ def recalibrate(
     request = Request(
         model, data=data, output=output, in_place=in_place, force=force, dry_run=dry_run, method=method,
         source_weight=source_weight, unbiased=unbiased, freeze=freeze, batch_size=batch_size, samples=samples,
-        seed=seed, only=only or (), skip=skip or (), provider=provider, cache_size=cache_size, labels=labels,
-        test=test, metric=metric, plot=plot, only_if_better=only_if_better, undo=undo, restore=restore,
+        seed=seed, only=only or (), skip=skip or (), provider=provider, cache_size=cache_size,
+        checkpoint=checkpoint, engine=engine, address=address, labels=labels, test=test, metric=metric, plot=plot,
+        only_if_better=only_if_better, undo=undo, restore=restore,
     )  # fmt: skip
     images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
               "augment": augment}  # fmt: skip

@@ -87,10 +87,12 @@ def _more(count: int) -> Iterator[render.Row]:
 
 def _drift(norms: Sequence[Drift]) -> Iterator[tuple[str, ...]]:
     """One line a BN; names come last and whole, since --only and --skip want them."""
-    yield "score", "|Δmean|/σ", "up to", "σ new/old", "channels", "dead", "BatchNorm"
+    yield "score", "|Δmean|/σ", "up to", "σ new/old", "± σ", "channels", "dead", "BatchNorm"
     for norm in norms:
         name = f"{quoted(norm.name)} in {quoted(norm.scope)}" if norm.scope else quoted(norm.name)
         yield (
             f"{norm.score:.3g}", f"{norm.shift.mean():.2g}", f"{norm.shift.max():.2g}",
-            f"{norm.ratio.min():.2g} to {norm.ratio.max():.2g}", str(norm.channels), str(norm.dead or ""), name,
+            f"{norm.ratio.min():.2g} to {norm.ratio.max():.2g}",
+            ("?" if norm.error is None else f"{norm.error:.2g}") + ("!" if norm.rough or norm.unsettled else ""),
+            str(norm.channels), str(norm.dead or ""), name,
         )  # fmt: skip

@@ -22,8 +22,9 @@ _METHOD = (
     "pooled: one pass; exact: each BatchNorm under the final statistics of those before it; blend: with the old ones."
 )
 _LABELS = (
-    "The array of classes in the .npz: accuracy before and after, on samples that are not measured on (without "
-    "--samples, a quarter is held out)."
+    "The array of classes in the .npz, an .npy of them, or, for a folder of images, 'folders' (each is a class, in "
+    "the order of their names): accuracy before and after, on samples that are not measured on (without --samples, a "
+    "quarter is held out)."
 )
 
 Data = Annotated[Text, _option("--data", metavar="DATA", text=_DATA)]
@@ -49,6 +50,13 @@ CacheSize = Annotated[
     int | None,
     typer.Option("--cache-size", metavar="MB", min=0, help="exact, blend: keep so much in memory, the rest in files."),
 ]
+Checkpoint = Annotated[
+    Text, _option("--checkpoint", metavar="FILE", text="Keep the progress there: a killed run goes on from it.")
+]
+Engine = Annotated[
+    str, _option("--engine", metavar="NAME", text="local, or ray: batches go to workers of a Ray cluster.")
+]
+Address = Annotated[Text, _option("--address", metavar="HOST:PORT", text="ray: of the cluster; Ray's own choice.")]
 Resize = Annotated[Text, _option("--resize", metavar="SIZE", text="Images: N (the shorter side) or HEIGHTxWIDTH.")]
 Crop = Annotated[Text, _option("--crop", metavar="SIZE", text="Images: the middle, N or HEIGHTxWIDTH.")]
 Mean = Annotated[Text, _option("--mean", metavar="M[,M,M]", text="Images: subtracted, after --scale.")]

@@ -67,6 +67,9 @@ class Request:
     skip: Sequence[str]
     provider: str
     cache_size: int | None
+    checkpoint: str | None
+    engine: str
+    address: str | None
     labels: str | None
     test: str | None
     metric: str | None
@@ -114,6 +117,8 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
         worse = request.only_if_better and not all(one.better for one in judgements)
         pictures = _plotted(request, result)  # first: nothing is written if it fails
         files = ([] if request.dry_run or worse else _written(request, result)) + pictures
+        if worse:
+            result.drop_checkpoint()
 
     notices = list(dict.fromkeys((*result.notices, *(held_out.notices if held_out is not None else ()))))
     if json:
@@ -129,8 +134,9 @@ def _demand_sense(request: Request) -> None:
     if request.in_place and request.output is not None:
         raise UsageError("--in-place and --output contradict each other; choose one")
     if request.restore is not None:
-        if request.data is not None or request.undo is not None:
-            raise UsageError("--restore puts old statistics back and measures none; leave --data and --undo out")
+        if request.data is not None or request.undo is not None or request.checkpoint is not None:
+            what = "leave --data, --undo and --checkpoint out"
+            raise UsageError(f"--restore puts old statistics back and measures none; {what}")
         return
     if request.data is None:
         raise UsageError("what to measure on is missing; give --data")
@@ -144,8 +150,17 @@ def _demand_sense(request: Request) -> None:
         raise UsageError("--only-if-better needs --labels or --metric, to know what is better")
     if request.metric is not None:
         _named(request.metric)
-    if request.undo is not None and Path(request.undo).absolute() == request.target.absolute():
-        raise UsageError("--undo is the output itself; choose another name", file=request.undo)
+    if request.address is not None and request.engine != "ray":
+        raise UsageError("--address is of --engine ray; drop it, or choose that")
+    _demand_different_files(request)
+
+
+def _demand_different_files(request: Request) -> None:
+    """Raises: UsageError if one file would be two things."""
+    taken = {request.target.absolute(): "the output itself", Path(request.model).absolute(): "the model itself"}
+    for option, file in {"--undo": request.undo, "--checkpoint": request.checkpoint, "--plot": request.plot}.items():
+        if file is not None and (what := taken.setdefault(Path(file).absolute(), option)) != option:
+            raise UsageError(f"{option} is {what}; choose another name", file=file)
 
 
 def _demand_places(request: Request) -> None:
@@ -190,9 +205,11 @@ def _measured(request: Request, data: Data) -> RecalibrationResult:
     if request.cache_size is not None:
         given["cache_size"] = request.cache_size * MEGABYTE
     method: Any = request.method
+    engine: Any = request.engine
     return bnfold.recalibrate(
         request.model, data, method=method, **given, unbiased=request.unbiased, freeze=request.freeze,
-        only=request.only, skip=request.skip, provider=request.provider,
+        only=request.only, skip=request.skip, provider=request.provider, checkpoint=request.checkpoint,
+        engine=engine, address=request.address,
     )  # fmt: skip
 
 

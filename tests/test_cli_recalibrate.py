@@ -22,7 +22,7 @@ SAMPLES = MODEL.parent
 DIGITS, CANCER = SAMPLES / "digits.npz", SAMPLES / "cancer.npz"
 CALIB = f"{DIGITS}:calib_x"
 TEST = ("--test", f"{DIGITS}:test_x", "--labels", "test_y")
-TABLE = ["score", "|Δmean|/σ", "up", "to", "σ", "new/old", "channels", "dead", "BatchNorm"]
+TABLE = ["score", "|Δmean|/σ", "up", "to", "σ", "new/old", "±", "σ", "channels", "dead", "BatchNorm"]
 
 
 def rows(out: str) -> dict[str, str]:
@@ -129,7 +129,7 @@ def test_restore_refuses_what_is_not_its_own(model: Path, tmp_path: Path) -> Non
     refused(bnfold("recalibrate", model, "--restore", DIGITS), "digits.npz: is no file that --undo wrote")
     refused(bnfold("recalibrate", model, "--restore", model), "m.onnx: is no file that --undo wrote")
     refused(bnfold("recalibrate", model, "--restore", tmp_path / "none"), "No such file")
-    refused(bnfold("recalibrate", model, "--restore", undo, "--data", CALIB), "leave --data and --undo out")
+    refused(bnfold("recalibrate", model, "--restore", undo, "--data", CALIB), "leave --data, --undo and --check")
     assert "m.restored.onnx" not in files(tmp_path)
 
 

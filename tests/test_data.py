@@ -250,6 +250,88 @@ def test_labels_hold_samples_out(tmp_path: Path) -> None:
     assert open_labelled(str(tmp_path / "d.npz"), [PORT], "y").count == ROWS
 
 
+def test_labels_in_a_file_of_their_own(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", np.arange(ROWS))
+    for source in (str(tmp_path / "x.npy"), X, {"x": X}):
+        data = open_data(source, [PORT], labels=str(tmp_path / "y.npy"))
+        assert data.held_out is not None
+        assert all(np.array_equal(batch["x"], X[labels]) for batch, labels in data.held_out.labelled())
+    np.save(tmp_path / "y.npy", np.arange(ROWS - 1))
+    with pytest.raises(UsageError, match=r"y.npy: has 149 labels for 150 samples"):
+        open_data(X, [PORT], labels=str(tmp_path / "y.npy"))
+    np.save(tmp_path / "y.npy", np.ones(ROWS))
+    with pytest.raises(UsageError, match=r"y.npy: array '': is float64 \[150\]; labels are integers"):
+        open_data(X, [PORT], labels=str(tmp_path / "y.npy"))
+    with pytest.raises(UsageError, match=r"no\.npy: there is no such file"):
+        open_data(X, [PORT], labels="no.npy")
+    with pytest.raises(UsageError, match="are for samples in files or arrays"):
+        open_data(singles, [PORT], labels=str(tmp_path / "y.npy"))
+
+
+def numbered(kind: str) -> Any:
+    """Samples with their number as the label."""
+    for start in range(0, ROWS, 30):
+        x, y = X[start : start + 30], np.arange(start, start + 30)
+        yield {"x": x, "class": Tensor(y)} if kind == "dicts" else (x, y)
+
+
+class Numbered(Dataset):
+    def __getitem__(self, index: int) -> Any:
+        return Tensor(X[index]), index
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [(lambda: numbered("tuples"), "1"), (lambda: numbered("dicts"), "class"), (Numbered(), "1"),
+     ({"x": X, "y": np.arange(ROWS)}, "y")],
+    ids=["tuples", "dicts", "dataset", "arrays"],
+)  # fmt: skip
+def test_labels_from_python(source: Any, label: str) -> None:
+    data = open_labelled(source, [PORT], label)
+    for _ in range(2):
+        pairs = list(data.labelled())
+        assert sum(len(labels) for _, labels in pairs) == ROWS
+        assert all(np.array_equal(batch["x"], X[labels]) for batch, labels in pairs)
+
+
+@pytest.mark.parametrize(
+    ("source", "label", "message"),
+    [
+        (lambda: numbered("tuples"), "2", "has no labels '2'; say the name of one in a dict, or its position"),
+        (lambda: numbered("tuples"), "y", "has no labels 'y'"),
+        (lambda: numbered("dicts"), "y", "has no labels 'y'"),
+        (lambda: numbered("tuples"), "0", r"is float32 \[30, 3, 4, 4\]; labels are integers, one for each sample"),
+        (lambda: iter([(X, np.arange(3))]), "1", r"is int64 \[3\]; labels are integers"),
+    ],
+)
+def test_labels_from_python_that_are_none(source: Any, label: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        list(open_labelled(source, [PORT], label).labelled())
+
+
+def test_a_stream_holds_nothing_out() -> None:
+    with pytest.raises(UsageError, match=r"can't be held out; evaluate on others \(--test\)"):
+        open_data(singles, [PORT], labels="1")
+
+
+def test_folders_are_classes(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    for number, name in enumerate(("cat", "bird", "ant")):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        for place in (".", "deep"):
+            image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name / place / "i.png")
+    options = ImageOptions(scale=1.0)
+    data = open_labelled(str(tmp_path), [PORT], "folders", images=options)
+    ((batch, labels),) = data.labelled()
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2] and batch["x"][:, 0, 0, 0].tolist() == [2, 2, 1, 1, 0, 0]
+    with pytest.raises(UsageError, match=r"labels of images are 'folders' \(each a class\), or an .npy"):
+        open_labelled(str(tmp_path), [PORT], "y", images=options)
+    image.new("RGB", (4, 4)).save(tmp_path / "stray.png")
+    with pytest.raises(UsageError, match=r"stray.png: is in no folder that could be its class"):
+        open_labelled(str(tmp_path), [PORT], "folders", images=options)
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_memory_is_that_of_a_batch(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "d.npz", x=np.zeros((400, 3, 64, 64), np.float32))  # 20 MB

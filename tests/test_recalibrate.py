@@ -27,7 +27,7 @@ from recalibration_models import (
 
 import bnfold
 from bnfold.errors import ModelError, UsageError
-from bnfold.recalibrate import measure
+from bnfold.recalibrate import exact, measure
 from bnfold.verify.inputs import drawn
 from bnfold.verify.runtime import CannotRun
 
@@ -136,6 +136,30 @@ def test_other_types(kind: str, method: Any) -> None:
     limit = 1e-3 if kind == "float16" else 1e-6
     assert np.abs(variance / exact.var((0, 2)) - 1).max() < limit
     assert np.abs(mean - exact.mean((0, 2))).max() < limit * spread
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_bfloat16(method: Any) -> None:
+    """Measured in float32, kept in bfloat16: to its three digits. ONNX Runtime's CPU casts it, and little else."""
+    dtype = np.dtype("bfloat16")
+    node, tensors = bn("h", "n", "bn", dtype=dtype)
+    second, more = bn("n", "m", "second", dtype=dtype)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.BFLOAT16), node, second,
+        helper.make_node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+    ]  # fmt: skip
+    model = model_of(nodes, [*tensors, *more], (None, CHANNELS, 8), 15)
+    x = samples(200, CHANNELS, 8, std=300).astype(dtype).astype(np.float32)
+    if method == "exact":  # ONNX Runtime gives no bfloat16 out, so nothing can be kept between segments
+        with pytest.raises(ModelError, match="use the method pooled"):
+            in_order(model, x, 64, method=method)
+        return
+    found = statistics_of(in_order(model, x, 64, method=method).model)
+    exact = x.astype(np.float64)
+    assert np.abs(found["bn"][1] / exact.var((0, 2)) - 1).max() < 2**-8
+    assert np.abs(found["bn"][0] - exact.mean((0, 2))).max() < 300 * 2**-8
+    scale = numpy_helper.to_array(tensors[0]).astype(float)
+    assert np.abs(found["second"][1] / scale**2 - 1).max() < 2**-6
 
 
 def test_a_variance_that_float16_cannot_hold_is_an_error() -> None:
@@ -379,3 +403,109 @@ def test_what_does_not_fit_the_cache_goes_to_files(tmp_path: Path, monkeypatch: 
     small, large = (in_order(model, x, 16, method="exact", cache_size=size).model for size in (3000, 1 << 30))
     assert small == large
     assert not list(tmp_path.iterdir())
+
+
+def test_images_are_prepared() -> None:
+    """uint8 pixels given as an array: the options are those of the command line."""
+    model = conv_net(shape=(None, 3, 6, 6))
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w0")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[:, :3].copy(), "w0"))
+    pixels = np.random.default_rng(0).integers(0, 256, (130, 6, 6, 3), np.uint8)
+    images = bnfold.ImageOptions(mean=(0.5,), std=(0.25,))
+    ready = (pixels.astype(np.float32) * np.float32(1 / 255) - np.float32(0.5)) / np.float32(0.25)
+    ready = ready.transpose(0, 3, 1, 2)
+    found, expected = bnfold.recalibrate(model, pixels, images=images), bnfold.recalibrate(model, ready.copy())
+    assert found.model.SerializeToString() == expected.model.SerializeToString()
+
+
+# -- how far they can be trusted ----------------------------------------------------------------------
+
+
+def plain_bn() -> ModelProto:
+    node, tensors = bn("x", "y", "bn")
+    return model_of([node], tensors, (None, CHANNELS))
+
+
+@pytest.mark.parametrize(("count", "rough"), [(32, True), (2048, False)])
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_the_standard_error_is_that_of_the_mean(count: int, rough: bool, method: Any) -> None:
+    """Of independent values it is sigma / sqrt(n)."""
+    result = in_order(plain_bn(), samples(count, CHANNELS), 4 if rough else 64, method=method)
+    (drift,) = result.drift
+    assert drift.error is not None and drift.rough == rough
+    assert 0.4 < drift.error * np.sqrt(count) < 2
+    told = [notice for notice in result.notices if "too few" in notice and "standard deviations" in notice]
+    assert len(told) == rough
+    assert result.to_dict()["batch_norms"][0]["rough"] == rough
+
+
+def test_values_of_an_image_are_no_independent_draws() -> None:
+    """All 400 values of a sample are equal: what counts is the number of samples."""
+    node, tensors = bn("x", "y", "bn")
+    model = model_of([node], tensors, (None, CHANNELS, 20, 20))
+    x = np.broadcast_to(samples(64, CHANNELS, 1, 1), (64, CHANNELS, 20, 20))
+    (drift,) = in_order(model, x, 8).drift
+    assert drift.error is not None and 0.06 < drift.error < 0.25 and drift.count == 64 * 400
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "sorted mean", "sorted spread"])
+def test_statistics_that_do_not_settle_are_told(kind: str) -> None:
+    x = samples(640, CHANNELS)
+    if kind == "sorted mean":
+        x[320:] += 2
+    elif kind == "sorted spread":
+        x[320:] *= 3
+    result = in_order(plain_bn(), x, 16)
+    assert result.drift[0].unsettled == (kind != "shuffled")
+    assert any("is the data shuffled?" in notice for notice in result.notices) == (kind != "shuffled")
+    if kind != "shuffled":  # the order of rows is not the file's
+        assert not bnfold.recalibrate(plain_bn(), x, batch_size=16).drift[0].unsettled
+
+
+def test_a_channel_of_one_large_number_is_dead() -> None:
+    """Its variance is what float32 makes of the mean of equal numbers, not 0."""
+    x = samples(256, CHANNELS)
+    x[:, 2] = 7.3
+    result = bnfold.recalibrate(plain_bn(), x)
+    assert result.drift[0].dead == 1 and np.isfinite(result.drift[0].error or np.nan)
+
+
+# -- exact, where the parts of a Concat are known -----------------------------------------------------
+
+
+def dense_net(shape: Any = (None, CHANNELS, 6, 6)) -> ModelProto:
+    """Each layer sees those before it: BN, Relu, Conv, Concat three times, and a BN at the end."""
+    rng, nodes, tensors = np.random.default_rng(0), [], []
+    weight = rng.normal(size=(CHANNELS, CHANNELS, 1, 1)).astype(np.float32)
+    tensors.append(numpy_helper.from_array(weight, "w"))
+    nodes.append(helper.make_node("Conv", ["x", "w"], ["v0"], "stem"))
+    for k in range(3):
+        node, parameters = bn(f"v{k}", f"n{k}", f"bn{k}", channels=CHANNELS * (k + 1))
+        weight = rng.normal(size=(CHANNELS, CHANNELS * (k + 1), 3, 3)).astype(np.float32) / 4
+        tensors += [*parameters, numpy_helper.from_array(weight, f"w{k}")]
+        nodes += [
+            node, helper.make_node("Relu", [f"n{k}"], [f"r{k}"]),
+            helper.make_node("Conv", [f"r{k}", f"w{k}"], [f"c{k}"], pads=[1, 1, 1, 1]),
+            helper.make_node("Concat", [f"v{k}", f"c{k}"], [f"v{k + 1}"], axis=1),
+        ]  # fmt: skip
+    node, parameters = bn("v3", "y", "last", channels=4 * CHANNELS)
+    return model_of([*nodes, node], [*tensors, *parameters], shape)
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+def test_parts_of_a_concat_are_measured_once(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = dense_net()
+    for node in model.graph.node:
+        if node.op_type == "Concat":
+            node.attribute[0].i = axis
+    x = samples(48, CHANNELS, 6, 6)
+    seen = []
+    plain = exact.take_in
+    monkeypatch.setattr(
+        exact, "take_in", lambda t, o, r, values, n: (seen.extend(values[one.names[1]].size for one in r),
+                                                       plain(t, o, r, values, n))[1],
+    )  # fmt: skip
+    found = statistics_of(in_order(model, x, 16, method="exact").model)
+    assert_close(found, reference(model, [x]), 1e-5)
+    channels = sum(seen) // 3  # of all that was measured, in each of three batches
+    assert channels == (4 if axis == 1 else 1 + 2 + 3 + 4) * CHANNELS

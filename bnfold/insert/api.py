@@ -19,7 +19,7 @@ from bnfold.frontends import GiveBack, naming, open_model
 from bnfold.graph import Graph
 from bnfold.insert.difference import Difference, difference
 from bnfold.insert.double import needs_double
-from bnfold.insert.measure import Kept, measure, measure_fresh
+from bnfold.insert.measure import measure, measure_fresh
 from bnfold.insert.ops import LINEAR
 from bnfold.insert.parameters import MODES, Mode, dtype_of, fresh, preserving
 from bnfold.insert.place import Placed, place, to_training
@@ -27,6 +27,7 @@ from bnfold.insert.sites import REASONS, WHERE, Left, Site, Where, find_sites
 from bnfold.insert.upgrade import demand_opset, opset_of
 from bnfold.model_file import LoadedModel, save
 from bnfold.recalibrate.data import Data, open_data
+from bnfold.recalibrate.measure import Measured
 from bnfold.shapes import Shapes
 from bnfold.verify.inputs import ports
 from bnfold.verify.runtime import demand_providers
@@ -38,6 +39,8 @@ SCHEMA_VERSION = 1
 
 # Outputs this many units of roundoff apart are told: the worst of 109 networks with random weights had 170.
 SUSPICIOUS = 256
+
+NOTHING = Measured([], 0, ())
 
 
 @dataclass(frozen=True)
@@ -190,25 +193,25 @@ def insert(
         sites, left = find_sites(graph, Shapes(graph, work), where, Options(only, skip).chosen)
         _demand_sites(sites, left)
         misspelt = list(_unmatched(graph, only, skip))
-        batches = Kept(None if data is None else _opened(data, original, batch_size, samples, seed))
-        if mode == "preserve":
-            moments = measure(original.copy(), sites, batches, provider)
-            parameters = [preserving(site, seen) for site, seen in zip(sites, moments, strict=True)]
+        opened = None if data is None else _opened(data, original, batch_size, samples, seed)
+        measured, found = NOTHING, None
+        if mode == "preserve" and opened is not None:
+            measured = measure(original.copy(), sites, opened, provider)
+            parameters = [preserving(site, seen.total) for site, seen in zip(sites, measured.traces, strict=True)]
         else:
             parameters = [fresh(site) for site in sites]
         placed = place(graph, sites, parameters)
-        found = None
-        if mode == "preserve":
-            found = difference(original, work, batches.first, provider, double=needs_double(sites))
-        elif data is not None:
-            measure_fresh(work, {one.name for one in placed}, batches, provider)
+        if mode == "preserve" and opened is not None:
+            found = difference(original, work, next(opened.batches()), provider, double=needs_double(sites))
+        elif opened is not None:
+            measured = measure_fresh(work, {one.name for one in placed}, opened, provider)
         if training_nodes:
             to_training(work.proto, placed)
     inserted = tuple(_inserted(site, one, mode) for site, one in zip(sites, placed, strict=True))
     had = sum(node.op == "BatchNormalization" for scope in graph.scopes for node in scope.nodes)
     told = (*_told(given, original, work, mode, data, training_nodes, had), *_told_of(inserted, sites, found))
-    notices = (*told, *batches.notices, *misspelt)
-    return InsertResult(mode, batches.samples, inserted, tuple(left), found, notices, work, give_back)
+    notices = (*told, *measured.notices, *misspelt)
+    return InsertResult(mode, measured.samples, inserted, tuple(left), found, notices, work, give_back)
 
 
 def _demand_sense(data: Any, mode: str, where: str) -> None:

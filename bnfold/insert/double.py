@@ -5,7 +5,7 @@ They are computed in the double form that `bnfold.verify` compares models in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from onnx import TensorProto
@@ -13,7 +13,9 @@ from onnx import TensorProto
 from bnfold.errors import ModelError, quoted
 from bnfold.insert.sites import Site
 from bnfold.model_file import LoadedModel
-from bnfold.recalibrate.moments import Moments
+from bnfold.recalibrate.data import Data
+from bnfold.recalibrate.measure import Measured
+from bnfold.recalibrate.moments import Moments, Trace
 from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
 from bnfold.verify.sides import Side
@@ -26,11 +28,11 @@ def needs_double(sites: Sequence[Site]) -> bool:
     return any(site.element_type in WIDE for site in sites)
 
 
-def measure_in_double(model: LoadedModel, sites: Sequence[Site], data: Iterable[Feeds]) -> list[Moments]:
+def measure_in_double(model: LoadedModel, sites: Sequence[Site], data: Data) -> Measured:
     """As `bnfold.insert.measure.measure`; all values of a batch are held."""
-    moments, at = [Moments() for _ in sites], {site.target.name: number for number, site in enumerate(sites)}
-    double = _Double(model, list(at))
-    for number, feeds in enumerate(data):
+    traces, at = [Trace() for _ in sites], {site.target.name: number for number, site in enumerate(sites)}
+    double, samples = _Double(model, list(at)), 0
+    for number, feeds in data.numbered(lambda number: True):
         try:
             values = double.run(feeds)
         except CannotRun as why:
@@ -41,8 +43,11 @@ def measure_in_double(model: LoadedModel, sites: Sequence[Site], data: Iterable[
                 what = f"what it puts out is not finite in batch {number}; leave that data out"
                 raise ModelError(what, where=f"node {quoted(site.name)}")
             axes = tuple(axis for axis in range(value.ndim) if axis != site.axis)
-            moments[at[name]].add(value.size // site.channels, value.mean(axes), value.var(axes))
-    return moments
+            moments = Moments()
+            moments.add(value.size // site.channels, value.mean(axes), value.var(axes))
+            traces[at[name]].take(moments)
+        samples += len(next(iter(feeds.values())))
+    return Measured(traces, samples, tuple(data.notices))
 
 
 def outputs_in_double(model: LoadedModel, feeds: Feeds) -> Feeds:

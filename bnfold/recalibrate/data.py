@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -112,55 +113,73 @@ class Data:
 
         Raises: UsageError if a batch doesn't fit the model.
         """
-        for feeds, _ in self._batches(doing):
+        for _, feeds, _ in self._batches(doing):
             yield feeds
+
+    def numbered(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Feeds]]:
+        """The batches whose number is `wanted`, with it; others of rows aren't even read.
+
+        Raises: UsageError if a batch doesn't fit the model.
+        """
+        for number, feeds, _ in self._batches(MEASURING, wanted):
+            yield number, feeds
 
     def labelled(self) -> Iterator[tuple[Feeds, Array]]:
         """The batches with their labels, (samples,) each."""
-        assert self.labels is not None
-        for feeds, rows in self._batches(EVALUATING):
-            yield feeds, self.labels[rows]
+        source: Any = self.source
+        for _, feeds, rows in self._batches(EVALUATING):
+            yield feeds, np.asarray(source.labels)[rows] if self.labels is None else self.labels[rows]
 
-    def _batches(self, doing: str) -> Iterator[tuple[Feeds, Array]]:
-        """Batches with the rows that they are; a stream's are numbered as they come."""
-        progress, done, given = _Progress(doing, self.count), 0, 0
-        for feeds, rows in self._picked() if self.order is not None else self._joined():
+    def _batches(
+        self, doing: str, wanted: Callable[[int], bool] = lambda number: True
+    ) -> Iterator[tuple[int, Feeds, Array]]:
+        """Batches with their numbers and the rows that they are; a stream's are numbered as they come."""
+        progress, done, given, number = _Progress(doing, self.count), 0, 0, 0
+        for load, rows in self._picked() if self.order is not None else self._joined():
             given += len(rows)
             if len(rows) < (fixed_batch(self.inputs) or 0):
                 continue
-            self._check(feeds, rows)
-            yield feeds, rows
             done += len(rows)
-            progress.tell(done)
+            if wanted(number):
+                feeds = load()
+                self._check(feeds, rows)
+                yield number, feeds, rows
+                progress.tell(done)
+            else:
+                progress.skip(len(rows))
+            number += 1
         self._take_stock(doing, done, given)
 
-    def _picked(self) -> Iterator[tuple[Feeds, Array]]:
+    def _picked(self) -> Iterator[tuple[Callable[[], Feeds], Array]]:
         assert self.order is not None
-        source: Any = self.source
         start, slack = 0, _slack(self.inputs, self.batch_size)
         while start < len(self.order):
             left = len(self.order) - start
             rows = self.order[start : start + (left if left <= self.batch_size + slack else self.batch_size)]
-            yield self._prepared(source.take(rows), int(rows[0])), rows
+            yield partial(self._taken, rows), rows
             start += len(rows)
 
-    def _joined(self) -> Iterator[tuple[Feeds, Array]]:
+    def _taken(self, rows: Array) -> Feeds:
+        source: Any = self.source
+        return self._prepared(source.take(rows), int(rows[0]))
+
+    def _joined(self) -> Iterator[tuple[Callable[[], Feeds], Array]]:
         """A stream in batches of `batch_size`."""
         waiting, held, given = list[Feeds](), 0, 0
         slack = _slack(self.inputs, self.batch_size)
         for piece in self._limited():
             if waiting and any(value.shape[1:] != waiting[0][name].shape[1:] for name, value in piece.items()):
-                yield _concatenated(waiting), np.arange(given, given + held)  # samples of another size
+                yield partial(_concatenated, waiting), np.arange(given, given + held)  # samples of another size
                 waiting, held, given = [], 0, given + held
             waiting.append(piece)
             held += _length(piece)
             while held > self.batch_size + slack or (held >= self.batch_size and not slack):
                 joined = _concatenated(waiting)
-                yield _cut(joined, 0, self.batch_size), np.arange(given, given + self.batch_size)
+                yield partial(_cut, joined, 0, self.batch_size), np.arange(given, given + self.batch_size)
                 held, given = held - self.batch_size, given + self.batch_size
                 waiting = [_cut(joined, self.batch_size, None)] if held else []
         if held:
-            yield _concatenated(waiting), np.arange(given, given + held)
+            yield partial(_concatenated, waiting), np.arange(given, given + held)
 
     def _limited(self) -> Iterator[Feeds]:
         """The pieces of a stream, images prepared, up to the limit."""
@@ -247,8 +266,8 @@ def open_data(
         samples: use at most so many.
         seed: of the order and the augmentation.
         images: how uint8 images become what the model takes; by default they are multiplied by 1/255.
-        labels: the name of the array, in the .npz, that has a class for each sample. Those that aren't calibrated on
-            are in `held_out` then: without `samples`, a quarter.
+        labels: where the class of each sample is: the name of an array in the .npz or the dict; 'folders' of images;
+            the path of an .npy. Those that aren't calibrated on are in `held_out` then: without `samples`, a quarter.
 
     Raises: UsageError if there is no such source, or it has no samples, or doesn't fit the model.
     """
@@ -260,6 +279,8 @@ def open_data(
     found, classes = _opened(source, inputs, images or ImageOptions(), labels, seed)
     data = Data(found, tuple(inputs), size, None, samples, images or ImageOptions(), seed, classes)
     if not hasattr(found, "take"):
+        if labels is not None:
+            raise UsageError("samples that come one after the other can't be held out; evaluate on others (--test)")
         return data
     order = np.random.default_rng(seed).permutation(found.count)
     if not len(order):
@@ -280,11 +301,13 @@ def open_labelled(
 ) -> Data:
     """Samples to evaluate on, all of them in their order, with their labels; never augmented.
 
+    `labels` is as in `open_data`; of what gives tuples or dicts, the position or the name of the class in these.
+
     Raises: UsageError.
     """
     images = replace(images or ImageOptions(), augment_pad=None)
     found, classes = _opened(source, inputs, images, labels, 0)
-    order = np.arange(found.count)
+    order = np.arange(found.count) if hasattr(found, "take") else None
     return Data(found, tuple(inputs), fixed_batch(inputs) or batch_size, order, None, images, 0, classes)
 
 
@@ -301,6 +324,11 @@ def _opened(
 ) -> tuple[Any, Array | None]:
     from bnfold.recalibrate import data_files, data_python
 
+    if labels is not None and labels.endswith(".npy"):
+        found, _ = _opened(source, inputs, images, None, seed)
+        if not hasattr(found, "take"):
+            raise UsageError("labels in a file are for samples in files or arrays", file=labels)
+        return found, data_files.open_labels(labels, found.count)
     if isinstance(source, (str, os.PathLike)):
         path, key = _split(os.fspath(source))
         if os.path.exists(path) and not (key is not None and path.endswith(".py")):
@@ -311,9 +339,7 @@ def _opened(
         shown: str | None = f"{path}:{key}"
     else:
         shown = None
-    if labels is not None:
-        raise UsageError("labels can only be read from an .npz")
-    return data_python.open_object(source, inputs, shown, seed), None
+    return data_python.open_object(source, inputs, shown, seed, labels)
 
 
 def _split(source: str) -> tuple[str, str | None]:
@@ -365,13 +391,18 @@ class _Progress:
     def __init__(self, doing: str, count: int | None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._doing, self._count, self._clock = doing, count, clock
         self._start = self._told = clock()
+        self._skipped = 0
+
+    def skip(self, samples: int) -> None:
+        """These were measured before: they count for what is left, not for the rate."""
+        self._skipped += samples
 
     def tell(self, done: int) -> None:
         now = self._clock()
         if now - self._told < PROGRESS:
             return
         self._told = now
-        rate = done / (now - self._start)
+        rate = (done - self._skipped) / (now - self._start)
         if self._count is None:
             log.info("%s: %d samples, %.3g a second", self._doing, done, rate)
         else:

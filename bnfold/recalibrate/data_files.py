@@ -30,6 +30,8 @@ NPY, ZIP = b"\x93NUMPY", b"PK"
 LOCAL_HEADER, LENGTHS = 30, 26
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 NAMES = 8
+# The labels of images that are sorted into folders.
+FOLDERS = "folders"
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,35 @@ def open_path(
         return _open_arrays(arrays, key, inputs, labels)
     if not pictures:
         raise UsageError("has no .npy, .npz or image files", file=path)
-    if labels is not None or key is not None:
-        raise UsageError("names of arrays, and labels, are for .npz files; these are images", file=path)
-    return open_folder(path, pictures, inputs, images), None
+    if key is not None:
+        raise UsageError("names of arrays are for .npz files; these are images", file=path)
+    return open_folder(path, pictures, inputs, images), _by_folder(path, pictures, labels)
+
+
+def _by_folder(path: str, pictures: Sequence[str], labels: str | None) -> Array | None:
+    """The class of each image: the folder that it is in, in the order of their names."""
+    if labels is None:
+        return None
+    if labels != FOLDERS:
+        raise UsageError(f"labels of images are {quoted(FOLDERS)} (each a class), or an .npy of integers", file=path)
+    names = [picture.split(os.sep)[0] if os.sep in picture else "" for picture in pictures]
+    if "" in names:
+        what = f"is in no folder that could be its class; labels {quoted(FOLDERS)} need one for each"
+        raise UsageError(what, file=os.path.join(path, pictures[names.index("")]))
+    classes: Array = np.unique(names, return_inverse=True)[1]
+    return classes
+
+
+def open_labels(file: str, count: int) -> Array:
+    """The labels in an .npy file, one for each sample.  Raises: UsageError."""
+    if not os.path.isfile(file):
+        raise UsageError("there is no such file", file=file)
+    with tempfile.TemporaryFile() as spool:
+        found = _read(file, spool)
+        labels = _labels(found[""], "", file) if "" in found else np.empty(0)
+    if len(labels) != count:
+        raise UsageError(f"has {len(labels)} labels for {count} samples", file=file)
+    return labels
 
 
 def _images(folder: str) -> Iterator[str]:

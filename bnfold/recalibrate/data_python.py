@@ -36,10 +36,17 @@ class ObjectStream:
         inputs: of the model.
         shown: how the user named it.
         seed: of the order.
+        label: where in an item the class is: its name in a dict, its position in a tuple; None: nowhere.
+
+    Attributes:
+        labels: of the samples that were given so far.
     """
 
-    def __init__(self, start: Callable[[], Any], inputs: Sequence[Port], shown: str | None, seed: int) -> None:
-        self._start, self._inputs, self._shown, self._seed = start, inputs, shown, seed
+    def __init__(
+        self, start: Callable[[], Any], inputs: Sequence[Port], shown: str | None, seed: int, label: str | None
+    ) -> None:
+        self._start, self._inputs, self._shown, self._seed, self._label = start, inputs, shown, seed, label
+        self.labels: list[int] = []
         self._order: Array | None = None
         self._ends: list[int] = []  # of each item, in samples
 
@@ -47,7 +54,7 @@ class ObjectStream:
         """Some samples at a time."""
         source = self._start()
         self._order = np.random.default_rng(self._seed).permutation(len(source)) if _is_sequence(source) else None
-        self._ends = []
+        self._ends, self.labels = [], []
         items = _items(source, self._order, self._shown)
         while True:
             given = self._ends[-1] if self._ends else 0
@@ -62,6 +69,8 @@ class ObjectStream:
                 raise UsageError(what, file=self._shown, where=self.place(given)[1]) from error
             try:
                 piece = as_feeds(item, self._inputs)
+                if self._label is not None:
+                    self.labels += labels_of(item, self._label, len(next(iter(piece.values()))))
             except UsageError as error:
                 raise UsageError(error.what, file=self._shown, where=self.place(given)[1]) from error
             self._ends.append(given + len(next(iter(piece.values()))))
@@ -75,8 +84,10 @@ class ObjectStream:
         return self._shown, f"item {self._order[item]}"
 
 
-def open_object(source: Any, inputs: Sequence[Port], shown: str | None, seed: int) -> ArrayRows | ObjectStream:
-    """Samples from an object.
+def open_object(
+    source: Any, inputs: Sequence[Port], shown: str | None, seed: int, label: str | None = None
+) -> tuple[ArrayRows | ObjectStream, Array | None]:
+    """Samples from an object, and their labels if these are an array of its own.
 
     Raises: UsageError if it gives none.
     """
@@ -84,13 +95,17 @@ def open_object(source: Any, inputs: Sequence[Port], shown: str | None, seed: in
         source = {"": source}
     if isinstance(source, Mapping):
         arrays = {str(name): as_array(value) for name, value in source.items()}
+        classes = None if label is None else labels_of(arrays, label, None)
         found = {name: Part(array.shape, array.dtype, array) for name, array in arrays.items()}
+        if label is not None:
+            found.pop(label)
         chosen = choose(found, None, inputs, shown)
-        return ArrayRows({name: [part] for name, part in chosen.items()}, [shown])
+        rows = ArrayRows({name: [part] for name, part in chosen.items()}, [shown])
+        return rows, None if classes is None else np.asarray(classes)
     if not isinstance(source, (type, str, bytes)) and _gives_items(source):
-        return ObjectStream(_Again(source), inputs, shown, seed)
+        return ObjectStream(_Again(source), inputs, shown, seed, label), None
     if callable(source):
-        return ObjectStream(lambda: _called(source, shown), inputs, shown, seed)
+        return ObjectStream(lambda: _called(source, shown), inputs, shown, seed, label), None
     what = f"{type(source).__name__} gives no samples; an iterable, or a function that makes one, is needed"
     raise UsageError(what, file=shown)
 
@@ -139,6 +154,23 @@ def as_feeds(item: Any, inputs: Sequence[Port]) -> dict[str, Array]:
     if len({len(value) for value in feeds.values()}) != 1:
         raise UsageError("its inputs have different numbers of samples along the first axis")
     return feeds
+
+
+def labels_of(item: Any, label: str, count: int | None) -> list[int]:
+    """The classes that an item has, by name or position; `count`: how many there have to be.
+
+    Raises: UsageError if they aren't there, or are no integers.
+    """
+    try:
+        value = item[label] if isinstance(item, Mapping) else item[int(label)]
+    except (LookupError, ValueError, TypeError):
+        what = "the name of one in a dict, or its position in a tuple (1: the second)"
+        raise UsageError(f"has no labels {quoted(label)}; say {what}") from None
+    labels = np.asarray(value) if isinstance(value, (int, np.integer)) else as_array(value)
+    if labels.dtype.kind not in "iu" or labels.ndim > 1 or (count is not None and labels.size != count):
+        what = f"is {labels.dtype} {list(labels.shape)}; labels are integers, one for each sample"
+        raise UsageError(what, where=f"label {quoted(label)}")
+    return [int(one) for one in labels.reshape(-1)]
 
 
 def as_array(value: Any, name: str = "") -> Array:

@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.recalibrate.moments import Trust
+
 Floats = npt.NDArray[np.float64]
+
+# Of a deviation: a mean that is known worse than that, or two halves of the data that are further apart, are told.
+TOLERABLE = 0.1
+# Times what chance gives; of a steady trend it is 3.5 (16 blocks), of a step in the middle 4.
+BEYOND_CHANCE = 2.0
+# A deviation of this part of the mean is the rounding of float32.
+CONSTANT = 2.0**-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +41,7 @@ class Drift:
         new_mean, new_var: float64, (C,): what was measured, as it is stored now.
         count: values that each channel's statistics are made of.
         epsilon: what the BN adds to a variance.
+        trust: how far the new statistics can be trusted; None if there was one batch alone.
     """
 
     name: str
@@ -43,6 +53,7 @@ class Drift:
     new_var: Floats
     count: int
     epsilon: float = 1e-5
+    trust: Trust | None = None
 
     @property
     def shift(self) -> Floats:
@@ -70,9 +81,31 @@ class Drift:
         return float(self.divergence.mean())
 
     @property
+    def error(self) -> float | None:
+        """Standard error of the new means in new standard deviations, root mean square over the channels."""
+        return None if self.trust is None else _rms(self.trust.error)
+
+    @property
+    def rough(self) -> bool:
+        """Whether the means are known badly: there were too few samples."""
+        return self.error is not None and self.error > TOLERABLE
+
+    @property
+    def trend(self) -> float | None:
+        """Half of what the second half of the data differs by from the first, root mean square over the channels."""
+        return None if self.trust is None else _rms(self.trust.trend)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the two halves of the data differ, and by more than chance would have it."""
+        if self.trust is None:
+            return False
+        return _rms(self.trust.trend) > max(TOLERABLE, BEYOND_CHANCE * _rms(self.trust.chance))
+
+    @property
     def dead(self) -> int:
-        """Channels that never vary in the data: the BN divides them by sqrt(epsilon) alone."""
-        return int((self.new_var <= 0).sum())
+        """Channels that never vary in the data, but for rounding: the BN divides them by sqrt(epsilon) alone."""
+        return int((self.new_var <= (CONSTANT * self.new_mean) ** 2).sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -84,10 +117,19 @@ class Drift:
             "epsilon": self.epsilon,
             "score": self.score,
             "dead": self.dead,
+            "error": self.error,
+            "trend": self.trend,
+            "rough": self.rough,
+            "unsettled": self.unsettled,
             "old_mean": self.old_mean.tolist(),
             "old_var": self.old_var.tolist(),
             "new_mean": self.new_mean.tolist(),
             "new_var": self.new_var.tolist(),
             "shift": self.shift.tolist(),
             "ratio": self.ratio.tolist(),
+            "standard_error": None if self.trust is None else self.trust.error.tolist(),
         }
+
+
+def _rms(values: Floats) -> float:
+    return float(np.sqrt((values**2).mean()))

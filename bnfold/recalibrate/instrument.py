@@ -13,9 +13,9 @@ turns say, and the branch of an If that is not taken says that it has seen nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -43,6 +43,30 @@ class Reading:
     names: Names
 
 
+class Measurable(Protocol):
+    """What is measured: a site, or a part of its input."""
+
+    @property
+    def name(self) -> str:
+        """Of the BN, for messages."""
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """BNs, of which the first says what opset there is."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
+
+    @property
+    def element_type(self) -> int:
+        """TensorProto data type."""
+
+    @property
+    def epsilon(self) -> float:
+        """What is added to a variance."""
+
+
 @dataclass(frozen=True)
 class _Exposed:
     """A reading as the scope at hand names it, and what its values look like."""
@@ -63,13 +87,41 @@ def instrument(proto: ModelProto, sites: Sequence[Site], plain: bool = False) ->
     """
     work = _Instrument(proto, sites, plain)
     found = work.expose(work.graph.main)
+    if not plain:
+        _keep_layout(proto)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for one in found for name in one.names)
     return [Reading(one.site, one.names) for one in found]
 
 
+def _keep_layout(proto: ModelProto) -> None:
+    """Have ONNX Runtime's CPU compute 1 × 1 Convs that add channels in the layout that a BN reads.
+
+    It would use a blocked layout of its own and reorder their outputs, the largest in bottlenecks, for the BN behind
+    them, which has no kernel for that. It does so for constant weights only; as inputs with a default they are none.
+    CPU time over plain inference fell from 1.29 to 1.24 on resnet50 and from 2.10 to 1.93 on mobilenetv2; 1 × 1 Convs
+    that take channels away are better left as they are.
+    """
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    normalised = {node.input[0] for node in proto.graph.node if node.op_type == "BatchNormalization"}
+    given = {info.name for info in proto.graph.input}
+    for node in proto.graph.node:
+        weight = weights.get(node.input[1]) if node.op_type == "Conv" and node.output[0] in normalised else None
+        if weight is None or weight.name in given or list(weight.dims[2:]) != [1, 1]:
+            continue
+        attributes = {one.name: one for one in node.attribute}
+        strides = attributes["strides"].ints if "strides" in attributes else []
+        if weight.dims[0] > weight.dims[1] and max(strides, default=1) == 1 and _groups(attributes) == 1:
+            given.add(weight.name)
+            proto.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
+
+
+def _groups(attributes: Mapping[str, AttributeProto]) -> int:
+    return int(attributes["group"].i) if "group" in attributes else 1
+
+
 def moments_nodes(
-    source: str, names: Names, output: str, site: Site, scale: Sequence[str] = (), plain: bool = False
+    source: str, names: Names, output: str, site: Measurable, scale: Sequence[str] = (), plain: bool = False
 ) -> list[NodeProto]:
     """Nodes that measure a value and normalise it by what they find.
 
@@ -93,18 +145,18 @@ def moments_nodes(
         nodes += [helper.make_node("Cast", [old], [new], to=measured_type(site)) for old, new in casts]
     made = f"{names[1]}.normalised" if half else output
     make = _elementary if plain else _training
-    nodes += [*make(given, names, made, site), helper.make_node("Size", [source], [names[0]])]
+    nodes += [*make(given, names, made, site), helper.make_node("Size", [given[0]], [names[0]])]
     if half:
         nodes.append(helper.make_node("Cast", [made], [output], to=site.element_type))
     return nodes
 
 
-def measured_type(site: Site) -> int:
+def measured_type(site: Measurable) -> int:
     """The TensorProto data type that a site is measured in."""
     return int(TensorProto.FLOAT) if site.element_type in HALF else site.element_type
 
 
-def _training(given: Sequence[str], names: Names, output: str, site: Site) -> list[NodeProto]:
+def _training(given: Sequence[str], names: Names, output: str, site: Measurable) -> list[NodeProto]:
     """One BN in training mode; with momentum 0 its running statistics are the batch's."""
     like = site.nodes[0]
     settings: dict[str, Any] = {"epsilon": site.epsilon, "momentum": 0.0}
@@ -117,7 +169,7 @@ def _training(given: Sequence[str], names: Names, output: str, site: Site) -> li
     return [helper.make_node("BatchNormalization", [*given, *statistics], outputs, **settings)]
 
 
-def _elementary(given: Sequence[str], names: Names, output: str, site: Site) -> list[NodeProto]:
+def _elementary(given: Sequence[str], names: Names, output: str, site: Measurable) -> list[NodeProto]:
     """The same in two passes of ReduceMean, over (samples, channels, all else)."""
     nodes: list[NodeProto] = []
     dtype = helper.tensor_dtype_to_np_dtype(measured_type(site))

@@ -11,30 +11,20 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 
 from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
 from bnfold.model_file import LoadedModel, save
-from bnfold.recalibrate.instrument import Reading, instrument
-from bnfold.recalibrate.moments import Floats, Moments
+from bnfold.recalibrate.checkpoint import Checkpoint, Journal
+from bnfold.recalibrate.data import Data
+from bnfold.recalibrate.instrument import Measurable, Reading, instrument
+from bnfold.recalibrate.moments import Floats, Moments, Trace
 from bnfold.recalibrate.sites import Site
 from bnfold.verify.large import Model
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
-
-
-class Counting:
-    """Batches, counted as they go by."""
-
-    def __init__(self, batches: Iterable[Feeds]) -> None:
-        self._batches = batches
-        self.samples = 0
-
-    def __iter__(self) -> Iterator[Feeds]:
-        for feeds in self._batches:
-            yield feeds
-            self.samples += len(next(iter(feeds.values())))
 
 
 @dataclass(frozen=True)
@@ -58,45 +48,85 @@ class Recipe:
         return old * site.mean + (1 - old) * mean, old * site.variance + (1 - old) * variance
 
 
-def measure_pooled(model: LoadedModel, sites: Sequence[Site], data: Iterable[Feeds], provider: str) -> list[Moments]:
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement gave.
+
+    Attributes:
+        traces: of every site.
+        samples: how many were used.
+        notices: what the user should know of the data.
+    """
+
+    traces: list[Trace]
+    samples: int
+    notices: tuple[str, ...]
+
+
+class Engine(Protocol):
+    """Where batches are run."""
+
+    def run(self, model: str, provider: str, batches: Iterable[Feeds]) -> Iterator[tuple[Feeds, Feeds]]:
+        """Each batch with what the model in this file says of it, in the order of the batches.
+
+        Raises: ModelError if the model can't be run.
+        """
+
+
+class Here:
+    """Batches are run one after the other in this process."""
+
+    def run(self, model: str, provider: str, batches: Iterable[Feeds]) -> Iterator[tuple[Feeds, Feeds]]:
+        """See `Engine`."""
+        runner = make_runner(model, provider)
+        return ((feeds, run(runner, feeds)) for feeds in batches)
+
+
+def measure_pooled(
+    model: LoadedModel, sites: Sequence[Site], data: Data, provider: str, engine: Engine, checkpoint: Checkpoint | None
+) -> Measured:
     """The moments of every site's input, all batches together.
 
     Args:
         model: a copy of the one whose sites they are; it is edited.
         sites: what to measure.
-        data: batches of inputs, by name.
+        data: batches of inputs.
         provider: where it runs, 'cpu', 'cuda' or 'tensorrt'.
+        engine: what runs the batches.
+        checkpoint: where the progress is kept, if it is.
 
     Raises: ModelError if the model can't be run, or a statistic is not finite.
     """
-    return read_moments(model, sites, instrument(model.proto, sites, is_plain(provider)), data, provider)
+    readings = instrument(model.proto, sites, is_plain(provider))
+    return read_traces(model, sites, readings, data, provider, engine, checkpoint)
 
 
-def read_moments(
-    model: LoadedModel, sites: Sequence[Site], readings: Sequence[Reading], data: Iterable[Feeds], provider: str
-) -> list[Moments]:
-    """What the readings of an instrumented model say of each site, all batches together.
-
-    Raises: ModelError if the model can't be run, or a statistic is not finite.
-    """
+def read_traces(
+    model: LoadedModel, sites: Sequence[Measurable], readings: Sequence[Reading], data: Data, provider: str,
+    engine: Engine, checkpoint: Checkpoint | None,
+) -> Measured:  # fmt: skip
+    """What the readings of an instrumented model say of each site, all batches together; see `measure_pooled`."""
+    journal = Journal(checkpoint, len(sites))
+    progress = journal.progress
     # Through a file: its weights go from one file to the other, and are in memory once, where ONNX Runtime has them.
     with TemporaryDirectory(prefix="bnfold-") as folder:
         path = os.path.join(folder, "measuring.onnx")
         save(model, path)
-        runner = make_runner(path, provider)
-    moments = [Moments() for _ in sites]
-    for number, feeds in enumerate(data):
-        take_in(moments, sites, readings, run(runner, feeds), number)
-    return moments
+        results = engine.run(path, provider, journal.rest(data))
+        for feeds, values in results:
+            take_in(progress.traces, sites, readings, values, progress.batches)
+            journal.measured(feeds)
+    journal.save()
+    return Measured(progress.traces, progress.samples, tuple(progress.notices))
 
 
 def take_in(
-    moments: Sequence[Moments], sites: Sequence[Site], readings: Sequence[Reading], values: Feeds, batch: int
+    traces: Sequence[Trace], sites: Sequence[Measurable], readings: Sequence[Reading], values: Feeds, batch: int
 ) -> None:
-    """Merge what one run says.
+    """Merge what one batch says.
 
     Args:
-        moments: of each site, so far.
+        traces: of each site, so far.
         sites: all of them.
         readings: what was run for.
         values: what the run gave for them.
@@ -104,20 +134,22 @@ def take_in(
 
     Raises: ModelError if a statistic is not finite.
     """
+    seen: dict[int, Moments] = {}
     for reading in readings:
         site = sites[reading.site]
         sizes, means, variances = (values[name] for name in reading.names)
-        rows = zip(
-            sizes.ravel(), means.reshape(-1, site.channels), variances.reshape(-1, site.channels), strict=True
-        )
+        channels = means.shape[-1]
+        rows = zip(sizes.ravel(), means.reshape(-1, channels), variances.reshape(-1, channels), strict=True)
         for size, mean, variance in rows:
             if not size:
                 continue
             demand_finite(site, mean, variance, batch)
-            moments[reading.site].add(int(size) // site.channels, mean, variance)
+            seen.setdefault(reading.site, Moments()).add(int(size) // channels, mean, variance)
+    for number, moments in seen.items():
+        traces[number].take(moments)
 
 
-def demand_finite(site: Site, mean: Array, variance: Array, batch: int) -> None:
+def demand_finite(site: Measurable, mean: Array, variance: Array, batch: int) -> None:
     """Raises: ModelError, naming the BN, if a statistic of a batch is not finite."""
     bad = ~(np.isfinite(mean) & np.isfinite(variance))
     if bad.any():

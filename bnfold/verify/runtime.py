@@ -7,8 +7,10 @@ as part of the file.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -76,6 +78,28 @@ class Runner:
             made = [name for name in self.names if name not in given]
             values = dict(zip(made, self.session.run(made, given | self._fed) if made else [], strict=True))
             return {name: given[name] if name in given else values[name] for name in self.names}
+        except Exception as error:
+            raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
+
+    def run_into(self, feeds: Mapping[str, Array], places: Mapping[str, Array]) -> Feeds:
+        """The same, on the CPU, with some of the values written to arrays of their shape and type.
+
+        Raises: CannotRun, also if one of them has another shape.
+        """
+        try:
+            binding = self.session.io_binding()
+            for name in self.inputs:
+                if name in feeds:
+                    binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
+            for name in self.names:
+                if name in places:
+                    place = places[name]
+                    binding.bind_output(name, "cpu", 0, place.dtype, place.shape, place.ctypes.data)
+                else:
+                    binding.bind_output(name)
+            self.session.run_with_iobinding(binding)
+            values = zip(self.names, binding.get_outputs(), strict=True)
+            return {name: places[name] if name in places else value.numpy() for name, value in values}
         except Exception as error:
             raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
 
@@ -215,44 +239,67 @@ def cut_model(
     model: Model, cuts: Mapping[str, int], wanted: Sequence[str], loose: Container[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Model:  # fmt: skip
-    """What it takes to compute `wanted` when the values `cuts` are given.
+    """What it takes to compute `wanted` when the values `cuts` are given; see `Cutter.cut`."""
+    return Cutter(model).cut(cuts, wanted, loose, shapes)
 
-    Whoever reads a cut value reads an input of the name `CUT` + its own; its producer still makes it, if that is
-    wanted.
+
+class Cutter:
+    """Cuts parts out of a model: made once, it finds each in a time that the part's size alone counts for.
 
     Args:
-        model: one flat graph.
-        cuts: the values given, with their element types.
-        wanted: the values to compute; they become the outputs.
-        loose: initializers that become inputs.
-        shapes: of the values given, as far as they are known: a Scan must know them.
+        model: one flat graph; names and nodes stay as they are.
     """
-    graph, renamed, shapes = model.graph, {name: CUT + name for name in cuts}, shapes or {}
-    made_by = producers(graph)
-    needed, given = _needed(made_by, renamed, wanted)
-    result = ModelProto(ir_version=model.proto.ir_version)
-    result.opset_import.extend(model.proto.opset_import)
-    result.functions.extend(model.proto.functions)
-    result.graph.name = graph.name or "cut"
-    for node in graph.node:
-        if id(node) in needed:
+
+    def __init__(self, model: Model) -> None:
+        graph = model.graph
+        self._model = model
+        self._made_by = producers(graph)
+        self._nodes = list(graph.node)  # held, so that their ids stay theirs
+        self._place = {id(node): place for place, node in enumerate(self._nodes)}
+        self._tensors = {tensor.name: (place, tensor) for place, tensor in enumerate(graph.initializer)}
+        self._inputs = {info.name for info in graph.input}
+
+    def cut(
+        self, cuts: Mapping[str, int], wanted: Sequence[str], loose: Container[str] = (),
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> Model:  # fmt: skip
+        """What it takes to compute `wanted` when the values `cuts` are given.
+
+        Whoever reads a cut value reads an input of the name `CUT` + its own; its producer still makes it, if that is
+        wanted.
+
+        Args:
+            cuts: the values given, with their element types.
+            wanted: the values to compute; they become the outputs.
+            loose: initializers that become inputs.
+            shapes: of the values given, as far as they are known: a Scan must know them.
+        """
+        model, graph, shapes = self._model, self._model.graph, shapes or {}
+        renamed = {name: CUT + name for name in cuts}
+        needed, given = _needed(self._made_by, renamed, wanted)
+        result = ModelProto(ir_version=model.proto.ir_version)
+        result.opset_import.extend(model.proto.opset_import)
+        result.functions.extend(model.proto.functions)
+        result.graph.name = graph.name or "cut"
+        for place in sorted(self._place[one] for one in needed):
             copy = result.graph.node.add()
-            copy.CopyFrom(node)
+            copy.CopyFrom(self._nodes[place])
             _rename_reads(copy, renamed)
-    result.graph.sparse_initializer.extend(graph.sparse_initializer)
-    result.graph.input.extend(info for info in graph.input if info.name in given)
-    for name in sorted(given & set(renamed)):
-        result.graph.input.append(onnx.helper.make_tensor_value_info(CUT + name, cuts[name], shapes.get(name)))
-    for tensor in graph.initializer:
-        if tensor.name in given and tensor.name in loose:
-            result.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        elif tensor.name in given:
-            result.graph.initializer.append(tensor)
-    for name in wanted:
-        if name in made_by:
-            result.graph.output.append(onnx.ValueInfoProto(name=name))
-    kept = {tensor.name for tensor in result.graph.initializer}
-    return Model(result, {name: array for name, array in model.beside.items() if name in kept})
+        result.graph.sparse_initializer.extend(graph.sparse_initializer)
+        if given & self._inputs:
+            result.graph.input.extend(info for info in graph.input if info.name in given)
+        for name in sorted(given & set(renamed)):
+            result.graph.input.append(onnx.helper.make_tensor_value_info(CUT + name, cuts[name], shapes.get(name)))
+        for _, tensor in sorted((self._tensors[name] for name in given if name in self._tensors), key=itemgetter(0)):
+            if tensor.name in loose:
+                info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                result.graph.input.append(info)
+            else:
+                result.graph.initializer.append(tensor)
+        made = (name for name in wanted if name in self._made_by)
+        result.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+        kept = {tensor.name for tensor in result.graph.initializer}
+        return Model(result, {name: array for name, array in model.beside.items() if name in kept})
 
 
 def _needed(
