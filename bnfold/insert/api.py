@@ -19,14 +19,14 @@ from bnfold.frontends import GiveBack, naming, open_model
 from bnfold.graph import Graph
 from bnfold.insert.difference import Difference, difference
 from bnfold.insert.double import needs_double
-from bnfold.insert.measure import measure, measure_fresh
+from bnfold.insert.measure import Remembering, measure, measure_fresh
 from bnfold.insert.ops import LINEAR
 from bnfold.insert.parameters import MODES, Mode, dtype_of, fresh, preserving
 from bnfold.insert.place import Placed, place, to_training
 from bnfold.insert.sites import REASONS, WHERE, Left, Site, Where, find_sites
 from bnfold.insert.upgrade import demand_opset, opset_of
 from bnfold.model_file import LoadedModel, save
-from bnfold.recalibrate.data import Data, open_data
+from bnfold.recalibrate.data import open_data
 from bnfold.recalibrate.measure import Measured
 from bnfold.shapes import Shapes
 from bnfold.verify.inputs import ports
@@ -202,7 +202,7 @@ def insert(
             parameters = [fresh(site) for site in sites]
         placed = place(graph, sites, parameters)
         if mode == "preserve" and opened is not None:
-            found = difference(original, work, next(opened.batches()), provider, double=needs_double(sites))
+            found = difference(original, work, opened.first, provider, double=needs_double(sites))
         elif opened is not None:
             measured = measure_fresh(work, {one.name for one in placed}, opened, provider)
         if training_nodes:
@@ -233,9 +233,9 @@ def _demand_sites(sites: Sequence[Site], left: Sequence[Left]) -> None:
     raise ModelError(f"has no place for a BatchNormalization: {why}")
 
 
-def _opened(data: Any, model: LoadedModel, batch_size: int, samples: int | None, seed: int) -> Data:
+def _opened(data: Any, model: LoadedModel, batch_size: int, samples: int | None, seed: int) -> Remembering:
     inputs, _ = ports(model.proto)
-    return open_data(data, inputs, batch_size=batch_size, samples=samples, seed=seed)
+    return Remembering(**vars(open_data(data, inputs, batch_size=batch_size, samples=samples, seed=seed)))
 
 
 def _inserted(site: Site, placed: Placed, mode: str) -> Inserted:

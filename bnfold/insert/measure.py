@@ -6,7 +6,8 @@ whose own output nobody reads.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -25,6 +26,24 @@ from bnfold.recalibrate.sites import Site as Measurable
 from bnfold.recalibrate.sites import find_sites as find_measurable
 from bnfold.recalibrate.write import Writer, stored
 from bnfold.shapes import Shapes
+from bnfold.verify.runtime import Feeds
+
+
+@dataclass
+class Remembering(Data):
+    """Data that keep the first batch that was measured: some can be gone through only once.
+
+    Attributes:
+        first: that batch; empty before.
+    """
+
+    first: Feeds = field(default_factory=dict)
+
+    def numbered(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Feeds]]:
+        """See `Data`."""
+        for number, feeds in super().numbered(wanted):
+            self.first = self.first or feeds
+            yield number, feeds
 
 
 def measure(model: LoadedModel, sites: Sequence[Site], data: Data, provider: str) -> Measured:
