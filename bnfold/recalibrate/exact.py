@@ -206,7 +206,7 @@ class _Plan:
             level = self._level.get(name, last)
             if name in self._made_by and last > level and self._made_by[name].op_type != "Concat":
                 self._kept[level].append(name)
-        self.cutter = Cutter(proto)
+        self.cutter = Cutter(model)
 
     def last_read(self, name: str) -> int:
         """The last level that reads a value; -1 if none does."""
