@@ -116,6 +116,7 @@ def _session(model: ModelProto | str, beside: Mapping[str, Array], provider: str
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions are many and short
+    options.enable_cpu_mem_arena = optimized  # it keeps what a session ever took for as long as that lives
     options.enable_mem_pattern = not optimized  # it holds a second set of activations: 50 MB of a resnet18's 190
     if not optimized:  # a second copy of the weights, laid out for speed
         options.add_session_config_entry("session.disable_prepacking", "1")
