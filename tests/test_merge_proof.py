@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper
 from random_branches import convolutions, matrices
 from referee import run_float64
-from test_merge import folded, pair
+from test_merge import feature_map, folded, pair
 
 import bnfold
 from bnfold.errors import NotEquivalentError
@@ -84,7 +84,13 @@ def _other_source(model: ModelProto) -> None:
     model.graph.node[1].input[0] = "r"
 
 
+def _another_addend(model: ModelProto) -> None:
+    model.graph.node[0].output[0] = "q"
+    model.graph.node.append(helper.make_node("Add", ["q", "z"], ["y"]))
+
+
 BROKEN = {
+    "another addend": _another_addend,
     "a weight": _move_weight, "a bias": _move_bias, "pads moved": _attribute("pads", [2, 1, 0, 1]),
     "another size": _attribute("pads", [1, 1, 2, 2]), "a stride": _attribute("strides", [2, 2]),
     "a dilation": _attribute("dilations", [2, 2]), "another source": _other_source,
@@ -94,7 +100,9 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_proof_sees(what: str) -> None:
     """Merge, break what came out, prove."""
-    model = wrap(pair())
+    proto = pair()
+    proto.graph.input.append(feature_map("z"))
+    model = wrap(proto)
     merging = merge_model(model, Options(), set())
     assert prove_merges(merging).worst_ulp <= 1
     merging.model.proto.CopyFrom(to_proto(model))
