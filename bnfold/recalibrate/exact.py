@@ -24,13 +24,13 @@ from bnfold.errors import ModelError, quoted
 from bnfold.graph import Graph, Node
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.cache import LARGE, Cache
-from bnfold.recalibrate.checkpoint import Checkpoint, Journal, Progress, sum_of
-from bnfold.recalibrate.data import Data
+from bnfold.recalibrate.checkpoint import Batches, Checkpoint, Journal, Progress, sum_of
 from bnfold.recalibrate.instrument import Reading, moments_nodes
 from bnfold.recalibrate.measure import Measured, Recipe, is_plain, make_runner, run, take_in
 from bnfold.recalibrate.moments import Trace, pooled, side_by_side
 from bnfold.recalibrate.sites import MEAN, VARIANCE, Site
 from bnfold.recalibrate.write import stored, to_inference
+from bnfold.verify.large import Model
 from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import CUT, CannotRun, Cutter, Feeds, producers, reads
 
@@ -45,8 +45,8 @@ Types = Callable[[Site], tuple[Any, Any]]
 
 
 def measure_exact(
-    model: LoadedModel, sites: Sequence[Site], data: Data, provider: str, recipe: Recipe, types: Types,
-    cache_size: int, checkpoint: Checkpoint | None,
+    model: LoadedModel, sites: Sequence[Site], data: Batches, provider: str, recipe: Recipe, types: Types,
+    cache_size: int, checkpoint: Checkpoint | None = None,
 ) -> Measured:  # fmt: skip
     """The moments of every site's input, all batches together.
 
@@ -86,7 +86,7 @@ def measure_exact(
     return Measured([pooled(traces) for traces in uses], progress.samples, tuple(progress.notices))
 
 
-def _received(cache: Cache, data: Data, progress: Progress) -> Iterator[Feeds]:
+def _received(cache: Cache, data: Batches, progress: Progress) -> Iterator[Feeds]:
     for number, feeds in data.numbered(lambda number: True):
         if number == 0:
             progress.first = sum_of(feeds)
@@ -183,9 +183,9 @@ class _Plan:
         readings_at: for each level, the readings of observed values (by their number) that are measured at it.
     """
 
-    def __init__(self, proto: ModelProto, sites: Sequence[Site], plain: bool) -> None:
+    def __init__(self, model: Model, sites: Sequence[Site], plain: bool) -> None:
         self._plain = plain
-        self.proto = proto
+        self.proto = proto = model.proto
         self.inputs = {info.name for info in proto.graph.input}
         self._names = Graph(proto)  # nodes are in topological order from here on
         self._sites = sites
@@ -204,7 +204,7 @@ class _Plan:
             level = self._level.get(name, last)
             if name in self._made_by and last > level and self._made_by[name].op_type != "Concat":
                 self._kept[level].append(name)
-        self.cutter = Cutter(proto)
+        self.cutter = Cutter(model)
 
     def last_read(self, name: str) -> int:
         """The last level that reads a value; -1 if none does."""

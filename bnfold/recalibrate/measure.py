@@ -14,17 +14,29 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
-from onnx import ModelProto
 
 from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
 from bnfold.model_file import LoadedModel, save
-from bnfold.recalibrate.checkpoint import Checkpoint, Journal
-from bnfold.recalibrate.data import Data
+from bnfold.recalibrate.checkpoint import Batches, Checkpoint, Journal
 from bnfold.recalibrate.instrument import Measurable, Reading, instrument
 from bnfold.recalibrate.moments import Floats, Moments, Trace
 from bnfold.recalibrate.sites import Site
+from bnfold.verify.large import Model
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
+
+
+class Counting:
+    """Batches, counted as they go by."""
+
+    def __init__(self, batches: Iterable[Feeds]) -> None:
+        self._batches = batches
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[Feeds]:
+        for feeds in self._batches:
+            yield feeds
+            self.samples += len(next(iter(feeds.values())))
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,8 @@ class Here:
 
 
 def measure_pooled(
-    model: LoadedModel, sites: Sequence[Site], data: Data, provider: str, engine: Engine, checkpoint: Checkpoint | None
+    model: LoadedModel, sites: Sequence[Site], data: Batches, provider: str, engine: Engine | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Measured:
     """The moments of every site's input, all batches together.
 
@@ -100,16 +113,35 @@ def measure_pooled(
     readings = instrument(model.proto, sites, is_plain(provider))
     journal = Journal(checkpoint, len(sites))
     progress = journal.progress
+    for feeds, values in _results(model, journal.rest(data), provider, engine or Here()):
+        take_in(progress.traces, sites, readings, values, progress.batches)
+        journal.measured(feeds)
+    journal.save()
+    return Measured(progress.traces, progress.samples, tuple(progress.notices))
+
+
+def read_moments(
+    model: LoadedModel, sites: Sequence[Site], readings: Sequence[Reading], data: Iterable[Feeds], provider: str
+) -> list[Moments]:
+    """What the readings of an instrumented model say of each site, all batches together.
+
+    Raises: ModelError if the model can't be run, or a statistic is not finite.
+    """
+    traces = [Trace() for _ in sites]
+    for number, (_, values) in enumerate(_results(model, data, provider, Here())):
+        take_in(traces, sites, readings, values, number)
+    return [trace.total for trace in traces]
+
+
+def _results(
+    model: LoadedModel, batches: Iterable[Feeds], provider: str, engine: Engine
+) -> Iterator[tuple[Feeds, Feeds]]:
     # Through a file: its weights go from one file to the other, and are in memory once, where ONNX Runtime has them.
     with TemporaryDirectory(prefix="bnfold-") as folder:
         path = os.path.join(folder, "measuring.onnx")
         save(model, path)
-        results = engine.run(path, provider, journal.rest(data))
-        for feeds, values in results:
-            take_in(progress.traces, sites, readings, values, progress.batches)
-            journal.measured(feeds)
-    journal.save()
-    return Measured(progress.traces, progress.samples, tuple(progress.notices))
+        results = engine.run(path, provider, batches)
+    yield from results
 
 
 def take_in(
@@ -155,7 +187,7 @@ def is_plain(provider: str) -> bool:
     return provider != "cpu"
 
 
-def make_runner(model: ModelProto | str, provider: str, names: Sequence[str] = ()) -> Runner:
+def make_runner(model: Model | str, provider: str, names: Sequence[str] = ()) -> Runner:
     """A session that is as fast as ONNX Runtime can make it.  Raises: ModelError."""
     try:
         return Runner(model, names, provider, optimized=True)

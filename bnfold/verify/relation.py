@@ -26,6 +26,7 @@ from bnfold.errors import quoted
 from bnfold.fold.plan import Plan
 from bnfold.fold.union_find import Floats
 from bnfold.model_file import LoadedModel, to_proto
+from bnfold.verify.large import parted
 from bnfold.verify.noise import moved, own_errors
 from bnfold.verify.runtime import CannotRun, Runner, reads, static_shapes
 
@@ -202,7 +203,7 @@ def _inputs(runner: Runner, sizes: tuple[int, int]) -> dict[str, Array]:
     rng = np.random.default_rng(0)
     named: dict[object, int] = {}
     feeds: dict[str, Array] = {}
-    for info in runner.session.get_inputs():
+    for info in runner.ports:
         shape = [
             dim if isinstance(dim, int) and dim > 0
             else named.setdefault(dim if isinstance(dim, str) and dim else (info.name, axis), sizes[min(axis, 1)])
@@ -221,7 +222,7 @@ def _inputs(runner: Runner, sizes: tuple[int, int]) -> dict[str, Array]:
 
 def _value_sizes(model: LoadedModel, feeds: dict[str, Array]) -> dict[str, int]:
     """Bytes of the values in float64, as far as shape inference goes (without its weights a model is small)."""
-    return {name: 8 * math.prod(shape) for name, shape in static_shapes(model.proto, feeds).items()}
+    return {name: 8 * math.prod(shape) for name, shape in static_shapes(parted(model.proto), feeds).items()}
 
 
 def _groups(names: list[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
