@@ -24,8 +24,7 @@ from bnfold.errors import ModelError, quoted
 from bnfold.graph import Graph, Node
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.cache import LARGE, Cache
-from bnfold.recalibrate.checkpoint import Checkpoint, Journal, Progress, sum_of
-from bnfold.recalibrate.data import Data
+from bnfold.recalibrate.checkpoint import Batches, Checkpoint, Journal, Progress, sum_of
 from bnfold.recalibrate.instrument import Reading, moments_nodes
 from bnfold.recalibrate.measure import Measured, Recipe, is_plain, make_runner, run, take_in
 from bnfold.recalibrate.moments import Trace, pooled, side_by_side
@@ -46,8 +45,8 @@ Types = Callable[[Site], tuple[Any, Any]]
 
 
 def measure_exact(
-    model: LoadedModel, sites: Sequence[Site], data: Data, provider: str, recipe: Recipe, types: Types,
-    cache_size: int, checkpoint: Checkpoint | None,
+    model: LoadedModel, sites: Sequence[Site], data: Batches, provider: str, recipe: Recipe, types: Types,
+    cache_size: int, checkpoint: Checkpoint | None = None,
 ) -> Measured:  # fmt: skip
     """The moments of every site's input, all batches together.
 
@@ -87,7 +86,7 @@ def measure_exact(
     return Measured([pooled(traces) for traces in uses], progress.samples, tuple(progress.notices))
 
 
-def _received(cache: Cache, data: Data, progress: Progress) -> Iterator[Feeds]:
+def _received(cache: Cache, data: Batches, progress: Progress) -> Iterator[Feeds]:
     for number, feeds in data.numbered(lambda number: True):
         if number == 0:
             progress.first = sum_of(feeds)
@@ -175,8 +174,7 @@ class _Plan:
     """The graph in levels, with observers, and statistics of its own at each use of each site.
 
     Attributes:
-        model: flat, and its large weights.
-        proto: of it.
+        proto: the model, flat.
         inputs: names of its inputs.
         cutter: of the model.
         uses: the BNs that are measured, each with the number of its site.
@@ -187,7 +185,7 @@ class _Plan:
 
     def __init__(self, model: Model, sites: Sequence[Site], plain: bool) -> None:
         self._plain = plain
-        self.model, self.proto = model, (proto := model.proto)
+        self.proto = proto = model.proto
         self.inputs = {info.name for info in proto.graph.input}
         self._names = Graph(proto)  # nodes are in topological order from here on
         self._sites = sites
