@@ -16,17 +16,17 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from bnfold.atomic import Publication, check_output, write_failure
 from bnfold.errors import OutputError, UsageError
 from bnfold.model_file import LoadedModel
-from bnfold.recalibrate.data import Feeds
+from bnfold.recalibrate.data import Data, Feeds
 from bnfold.recalibrate.moments import Moments, Trace
 from bnfold.weights import TOKEN_SIZE
 
@@ -36,17 +36,6 @@ VERSION = 1
 LONGEST = 32
 # Writing takes at most this part of the time.
 SHARE = 0.05
-
-
-class Batches(Protocol):
-    """What is measured on, as `Data` gives it."""
-
-    @property
-    def notices(self) -> Sequence[str]:
-        """What the user should know; complete after all has been gone through."""
-
-    def numbered(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Feeds]]:
-        """The batches whose number is `wanted`, with it."""
 
 
 @dataclass
@@ -155,7 +144,7 @@ class Journal:
         self.progress = found or Progress([Trace() for _ in range(traces)])
         self._last: Feeds | None = None
 
-    def rest(self, data: Batches) -> Iterator[Feeds]:
+    def rest(self, data: Data) -> Iterator[Feeds]:
         """The batches that are not measured yet.
 
         Raises: UsageError if those that are measured are others than before.
@@ -172,7 +161,7 @@ class Journal:
             self._refuse()
         self.progress.notices = list(dict.fromkeys([*self.progress.notices, *data.notices]))
 
-    def demand_first(self, data: Batches) -> None:
+    def demand_first(self, data: Data) -> None:
         """Raises: UsageError if the first batch is another one than before."""
         _, feeds = next(data.numbered(lambda number: number == 0))
         self._demand_same(feeds, 0)

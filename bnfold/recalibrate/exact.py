@@ -24,7 +24,8 @@ from bnfold.errors import ModelError, quoted
 from bnfold.graph import Graph, Node
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.cache import LARGE, Cache
-from bnfold.recalibrate.checkpoint import Batches, Checkpoint, Journal, Progress, sum_of
+from bnfold.recalibrate.checkpoint import Checkpoint, Journal, Progress, sum_of
+from bnfold.recalibrate.data import Data
 from bnfold.recalibrate.instrument import Reading, moments_nodes
 from bnfold.recalibrate.measure import Measured, Recipe, is_plain, make_runner, run, take_in
 from bnfold.recalibrate.moments import Trace, pooled, side_by_side
@@ -45,8 +46,8 @@ Types = Callable[[Site], tuple[Any, Any]]
 
 
 def measure_exact(
-    model: LoadedModel, sites: Sequence[Site], data: Batches, provider: str, recipe: Recipe, types: Types,
-    cache_size: int, checkpoint: Checkpoint | None = None,
+    model: LoadedModel, sites: Sequence[Site], data: Data, provider: str, recipe: Recipe, types: Types,
+    cache_size: int, checkpoint: Checkpoint | None,
 ) -> Measured:  # fmt: skip
     """The moments of every site's input, all batches together.
 
@@ -86,7 +87,7 @@ def measure_exact(
     return Measured([pooled(traces) for traces in uses], progress.samples, tuple(progress.notices))
 
 
-def _received(cache: Cache, data: Batches, progress: Progress) -> Iterator[Feeds]:
+def _received(cache: Cache, data: Data, progress: Progress) -> Iterator[Feeds]:
     for number, feeds in data.numbered(lambda number: True):
         if number == 0:
             progress.first = sum_of(feeds)

@@ -18,25 +18,13 @@ import numpy as np
 from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
 from bnfold.model_file import LoadedModel, save
-from bnfold.recalibrate.checkpoint import Batches, Checkpoint, Journal
+from bnfold.recalibrate.checkpoint import Checkpoint, Journal
+from bnfold.recalibrate.data import Data
 from bnfold.recalibrate.instrument import Measurable, Reading, instrument
 from bnfold.recalibrate.moments import Floats, Moments, Trace
 from bnfold.recalibrate.sites import Site
 from bnfold.verify.large import Model
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
-
-
-class Counting:
-    """Batches, counted as they go by."""
-
-    def __init__(self, batches: Iterable[Feeds]) -> None:
-        self._batches = batches
-        self.samples = 0
-
-    def __iter__(self) -> Iterator[Feeds]:
-        for feeds in self._batches:
-            yield feeds
-            self.samples += len(next(iter(feeds.values())))
 
 
 @dataclass(frozen=True)
@@ -95,8 +83,7 @@ class Here:
 
 
 def measure_pooled(
-    model: LoadedModel, sites: Sequence[Site], data: Batches, provider: str, engine: Engine | None = None,
-    checkpoint: Checkpoint | None = None,
+    model: LoadedModel, sites: Sequence[Site], data: Data, provider: str, engine: Engine, checkpoint: Checkpoint | None
 ) -> Measured:
     """The moments of every site's input, all batches together.
 
@@ -125,8 +112,12 @@ def read_traces(
     with TemporaryDirectory(prefix="bnfold-") as folder:
         path = os.path.join(folder, "measuring.onnx")
         save(model, path)
-        results = engine.run(path, provider, batches)
-    yield from results
+        results = engine.run(path, provider, journal.rest(data))
+        for feeds, values in results:
+            take_in(progress.traces, sites, readings, values, progress.batches)
+            journal.measured(feeds)
+    journal.save()
+    return Measured(progress.traces, progress.samples, tuple(progress.notices))
 
 
 def take_in(
