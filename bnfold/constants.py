@@ -18,7 +18,7 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from bnfold.graph import Node, Value
-from bnfold.weights import Weights
+from bnfold.weights import Weights, bits_of
 
 Array = np.ndarray[Any, Any]
 Dims = tuple[int | None, ...]
@@ -33,6 +33,8 @@ EVALUATED = frozenset(
 # Results above this many elements are not evaluated: an exporter's chain builds a vector or a kernel,
 # whereas ConstantOfShape of 10^12 or a doubling chain of Concat is an attack.  Views are free and not counted.
 MAX_ELEMENTS = 1 << 24
+# Of integers these can overflow or divide by zero, and what comes of that differs from runtime to runtime.
+UNDEFINED_FOR_INTEGERS = frozenset({"Pow", "Reciprocal"})
 VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
@@ -175,7 +177,7 @@ class Constants:
         if value.outer is not None:
             return self._known[value.outer]
         if value.tensor is not None:
-            return self.weights.read(value.tensor) if value.tensor.data_type != TensorProto.STRING else None
+            return self._read(value.tensor)
         node = value.producer
         assert node is not None
         if node.op == "Constant":
@@ -197,12 +199,18 @@ class Constants:
             return None
         if node.op not in VIEWS and _size_of_result(node, inputs) > MAX_ELEMENTS:
             return None
+        if node.op in UNDEFINED_FOR_INTEGERS and not any(have is not None and is_floating(have) for have in inputs):
+            return None
         return _run(proto, node, inputs, value)
+
+    def _read(self, tensor: TensorProto) -> Array | None:
+        """The content of a tensor, None of strings and of types that this onnx doesn't know."""
+        return None if bits_of(tensor.data_type) is None else self.weights.read(tensor)
 
     def _constant_node(self, node: Node) -> Array | None:
         for attribute in node.proto.attribute:
             if attribute.name == "value":
-                return None if attribute.t.data_type == TensorProto.STRING else self.weights.read(attribute.t)
+                return self._read(attribute.t)
             if attribute.name in ("value_float", "value_floats"):
                 return np.array(helper.get_attribute_value(attribute), np.float32)
             if attribute.name in ("value_int", "value_ints"):
@@ -235,8 +243,8 @@ def _size_of_result(node: Node, inputs: list[Array | None]) -> int:
         grown = _product(np.maximum(have[1], 1))
         return max(have[0].size, 1) * grown if node.op == "Tile" else max(have[0].size, grown)
     if node.op == "Range" and len(have) == 3:
-        step = abs(float(have[2])) or 1.0
-        return int(min(abs(float(have[1]) - float(have[0])) / step, 1e18))
+        count = abs(float(have[1]) - float(have[0])) / (abs(float(have[2])) or 1.0)
+        return int(min(count, 1e18)) if math.isfinite(count) else MAX_ELEMENTS + 1
     if node.op == "Concat":
         return sum(array.size for array in have)
     if node.op == "Gather":

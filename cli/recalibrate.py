@@ -152,7 +152,8 @@ def _demand_places(request: Request) -> None:
     """Soon, rather than after minutes of work: can the files be written?"""
     from importlib.util import find_spec
 
-    from bnfold.atomic import check_output
+    from bnfold.atomic import check_output, demand_apart
+    from bnfold.model_file import data_files
 
     if request.plot is not None:
         if find_spec("matplotlib") is None:
@@ -162,6 +163,12 @@ def _demand_places(request: Request) -> None:
         check_output(request.target, request.overwrite, [])
         if request.undo is not None:
             check_output(Path(request.undo), request.force, [])
+    inputs = [given.rpartition(":")[0] if not os.path.exists(given) else given
+              for given in (request.data, request.test, request.metric, request.restore) if given]  # fmt: skip
+    others = [name for name in (request.undo, request.plot) if name is not None]
+    demand_apart(others, [request.model, *inputs, *data_files([request.model])])
+    if not request.in_place:
+        demand_apart([request.target, *others], [request.model, *inputs])
 
 
 def _opened(request: Request, images: ImageOptions) -> tuple[Data, Data | None]:

@@ -28,7 +28,7 @@ from bnfold.recalibrate.sites import Site, Unmeasured, batch_norms, find_sites
 from bnfold.recalibrate.write import Writer, stored
 from bnfold.shapes import Shapes
 from bnfold.verify.inputs import ports
-from bnfold.verify.runtime import demand_providers
+from bnfold.verify.runtime import CannotRun, demand_providers
 
 log = logging.getLogger("bnfold")
 
@@ -169,10 +169,13 @@ def recalibrate(
         batches = Counting(opened.batches())
         recipe = Recipe(unbiased, source_weight if method == "blend" else None)
         writer = Writer(graph, work.weights, shapes)
-        if method == "pooled":
-            moments = measure_pooled(_copy(original), sites, batches, provider)
-        else:
-            moments = measure_exact(original, sites, batches, provider, recipe, writer.types, cache_size)
+        try:
+            if method == "pooled":
+                moments = measure_pooled(_copy(original), sites, batches, provider)
+            else:
+                moments = measure_exact(original, sites, batches, provider, recipe, writer.types, cache_size)
+        except CannotRun as why:
+            raise ModelError(str(why)) from why
         drift = tuple(_write(writer, sites, moments, recipe, batches.samples))
     notices = (*why, *opened.notices, *_told(sites, moments, drift), *_unmatched(graph, only, skip))
     return RecalibrationResult(method, batches.samples, drift, tuple(left), notices, work, give_back)

@@ -17,10 +17,11 @@ from onnx import ModelProto
 
 from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
-from bnfold.model_file import LoadedModel, save
+from bnfold.model_file import LoadedModel, save, structure
 from bnfold.recalibrate.instrument import Reading, instrument
 from bnfold.recalibrate.moments import Floats, Moments
 from bnfold.recalibrate.sites import Site
+from bnfold.verify.room import demand_room
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
 
 
@@ -67,8 +68,11 @@ def measure_pooled(model: LoadedModel, sites: Sequence[Site], data: Iterable[Fee
         data: batches of inputs, by name.
         provider: where it runs, 'cpu', 'cuda' or 'tensorrt'.
 
-    Raises: ModelError if the model can't be run, or a statistic is not finite.
+    Raises:
+        ModelError: the model can't be run, or a statistic is not finite.
+        CannotRun: it would take more memory than there is.
     """
+    demand_room(structure(model))
     readings = instrument(model.proto, sites, is_plain(provider))
     # Through a file: its weights go from one file to the other, and are in memory once, where ONNX Runtime has them.
     with TemporaryDirectory(prefix="bnfold-") as folder:

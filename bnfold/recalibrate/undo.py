@@ -10,13 +10,12 @@ import io
 import os
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 
-from bnfold.atomic import Publication, check_output, write_failure
-from bnfold.errors import OutputError, UsageError, quoted
+from bnfold.atomic import write_file
+from bnfold.errors import UsageError, quoted
 from bnfold.frontends import naming
 from bnfold.graph import Graph
 from bnfold.model_file import LoadedModel, load
@@ -33,18 +32,13 @@ def keep_old(drift: Sequence[Drift], path: str | os.PathLike[str], *, overwrite:
 
     Raises: OutputError.
     """
-    target, buffer = Path(path), io.BytesIO()
+    buffer = io.BytesIO()
     arrays = {f"{number}.{role}": values for number, one in enumerate(drift)
               for role, values in (("mean", one.old_mean), ("variance", one.old_var))}  # fmt: skip
     arrays["names"] = np.array([one.name for one in drift], np.str_)
     arrays["scopes"] = np.array([one.scope for one in drift], np.str_)
     np.savez(buffer, allow_pickle=False, **arrays)
-    replaced = check_output(target, overwrite, [])
-    try:
-        with Publication(target.parent, replaced) as output:
-            output.publish(output.write([buffer.getbuffer()]), target, overwrite=overwrite)
-    except OSError as error:
-        raise OutputError(write_failure(error), file=target) from error
+    write_file(path, buffer.getbuffer(), overwrite=overwrite)
 
 
 def put_back(model: str | os.PathLike[str], undo: str | os.PathLike[str]) -> tuple[LoadedModel, int]:

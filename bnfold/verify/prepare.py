@@ -14,7 +14,8 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from bnfold.constants import Array, finfo
 from bnfold.model_file import LoadedModel, to_proto
-from bnfold.verify.runtime import CUT, CannotRun, Runner, bodies, cut_model, element_types, reads
+from bnfold.verify.room import demand_room
+from bnfold.verify.runtime import CUT, CannotRun, Runner, bodies, cut_model, element_types, first_line, reads
 
 # Distance of 1 to the next number.
 ULP: dict[int, float] = {
@@ -43,13 +44,19 @@ RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLik
 def prepare(model: LoadedModel) -> ModelProto:
     """A copy with local functions inlined and constants computed; initializers are no inputs any more.
 
-    Raises: TooLargeError if it is larger than 2 GiB.
+    Raises:
+        TooLargeError: it is larger than 2 GiB.
+        CannotRun: its functions can't be inlined, or it would take more memory than there is.
     """
     proto = to_proto(model)
+    demand_room(proto)
     if proto.functions:
         import onnx.inliner
 
-        proto = onnx.inliner.inline_local_functions(proto)
+        try:
+            proto = onnx.inliner.inline_local_functions(proto)
+        except Exception as error:  # onnx's own, of its C++ code
+            raise CannotRun(f"its functions can't be inlined: {first_line(error)}") from error
     constant = {tensor.name for tensor in proto.graph.initializer}
     inputs = [info for info in proto.graph.input if info.name not in constant]
     del proto.graph.input[:]

@@ -6,6 +6,8 @@ as part of the file.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,9 @@ Feeds = dict[str, Array]
 PROVIDERS = {
     "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
 }  # fmt: skip
+
+# What turns ONNX Runtime's telemetry off.
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 # A value fed into a cut goes by this name and its own.
 CUT = "bnfold cut: "
@@ -73,9 +78,28 @@ class Runner:
             raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
 
 
-def _session(model: ModelProto | str, provider: str, optimized: bool) -> Any:
+def onnxruntime_module() -> Any:
+    """onnxruntime, without its telemetry: that opens a database in the user's home and a connection to its maker.
+
+    It is asked once, when it is imported; a user who has set the variable, or imported it before, has decided.
+    (Official builds from 1.31 on: Privacy.md beside it.)
+
+    Raises: ImportError.
+    """
+    mine = TELEMETRY not in os.environ and "onnxruntime" not in sys.modules
+    if mine:
+        os.environ[TELEMETRY] = "1"
     try:
         import onnxruntime
+    finally:
+        if mine:
+            del os.environ[TELEMETRY]
+    return onnxruntime
+
+
+def _session(model: ModelProto | str, provider: str, optimized: bool) -> Any:
+    try:
+        onnxruntime = onnxruntime_module()
     except ImportError as error:
         raise CannotRun(f"ONNX Runtime can't be imported: {first_line(error)}") from error
 
@@ -103,7 +127,7 @@ def _session(model: ModelProto | str, provider: str, optimized: bool) -> Any:
 def available_providers() -> list[str]:
     """Those of `PROVIDERS` that the installed ONNX Runtime has."""
     try:
-        import onnxruntime
+        onnxruntime = onnxruntime_module()
     except ImportError:
         return []
     present = onnxruntime.get_available_providers()
@@ -128,8 +152,7 @@ def optimised_by_runtime(model: ModelProto) -> ModelProto:
     import tempfile
     from pathlib import Path
 
-    import onnxruntime
-
+    onnxruntime = onnxruntime_module()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 4
