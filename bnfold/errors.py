@@ -5,6 +5,7 @@
     │   └── ExternalDataError   a tensor kept outside the model file can't be used
     ├── OutputError             the result can't be written where it was asked for
     ├── UsageError              options or arguments that make no sense together
+    │   └── CalibrationDataError    samples can't be read, or don't fit the model
     └── NotEquivalentError      a proof failed: the result is not the same function
 
 Every message is one line of the form ``where: what is wrong; what to do``, where *where*
@@ -105,6 +106,10 @@ class OutputError(BnfoldError):
 
 class UsageError(BnfoldError):
     """Options or arguments that make no sense together."""
+
+
+class CalibrationDataError(UsageError):
+    """Samples, to measure or to compare on, can't be read or don't fit the model."""
 
 
 class NotEquivalentError(BnfoldError):

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 
 from bnfold.errors import ModelError, not_utf8, quoted
 from bnfold.graph import Container, bodies_of, in_cycle, order_of, undefined

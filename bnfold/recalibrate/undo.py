@@ -15,9 +15,10 @@ import numpy as np
 from onnx import ModelProto
 
 from bnfold.atomic import write_file
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import CalibrationDataError, UsageError, quoted
 from bnfold.frontends import naming
 from bnfold.graph import Graph
+from bnfold.mapped import Refused, open_regular
 from bnfold.model_file import LoadedModel, load
 from bnfold.recalibrate.drift import Drift, Floats
 from bnfold.recalibrate.sites import Site, find_sites
@@ -79,9 +80,11 @@ def _restored(site: Site, old: Statistics, writer: Writer) -> bool:
 
 def _read(undo: str | os.PathLike[str]) -> Statistics:
     try:
-        with np.load(undo, allow_pickle=False) as file:
+        with open_regular(undo) as opened, np.load(opened, allow_pickle=False) as file:
             keys = zip(file["names"].tolist(), file["scopes"].tolist(), strict=True)
             return {key: (file[f"{number}.mean"], file[f"{number}.variance"]) for number, key in enumerate(keys)}
+    except Refused as why:
+        raise CalibrationDataError(str(why), file=os.fspath(undo)) from None
     except (ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -14,8 +15,10 @@ import numpy as np
 from onnx import ModelProto
 
 from bnfold.constants import Array
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import CalibrationDataError, quoted
 from bnfold.inspection import Port
+from bnfold.mapped import Refused, open_regular
+from bnfold.recalibrate.data_files import DAMAGED
 from bnfold.verify.inputs import Samples, ports
 from bnfold.verify.runtime import Feeds
 
@@ -29,7 +32,7 @@ def from_file(model: ModelProto, path: str | os.PathLike[str]) -> Samples:
     An input whose first dimension is fixed to n is fed n rows at a time, others some. All batches have the same shape:
     the last one reaches back over rows of the one before it.
 
-    Raises: UsageError if it isn't such a file, or doesn't fit the model.
+    Raises: CalibrationDataError if it isn't such a file, or doesn't fit the model.
     """
     shown = os.fspath(path)
     with _reading(shown):
@@ -41,12 +44,12 @@ def from_file(model: ModelProto, path: str | os.PathLike[str]) -> Samples:
         _check(port, members, shown)
     counts = {members[port.name].shape[0] for port in inputs}
     if len(counts) != 1 or 0 in counts:
-        raise UsageError("its arrays have no, or not the same number of, samples along the first axis", file=shown)
+        raise CalibrationDataError("its arrays have no, or not the same number of, samples along the first axis", file=shown)
     count = counts.pop()
     sizes = {port.shape[0] for port in inputs if port.shape and isinstance(port.shape[0], int) and port.shape[0] > 0}
     step = min(sizes) if sizes else min(CHUNK, count)
     if count < step:
-        raise UsageError(f"has {count} samples; the model takes {step} at a time", file=shown)
+        raise CalibrationDataError(f"has {count} samples; the model takes {step} at a time", file=shown)
     starts = [*range(0, count - step, step), count - step]
     return Samples(Rows([members[port.name] for port in inputs], [p.name for p in inputs], starts, step, shown),
                    f"{count} samples of {shown}, {step} at a time")  # fmt: skip
@@ -66,9 +69,9 @@ class Member:
         """Some rows; the file is read from there on, which is cheap in ascending order."""
         if self.by_columns:  # Fortran's order: a row is all over the file
             self.file.seek(self.start)
-            whole = np.frombuffer(self.file.read(), self.dtype).reshape(self.shape, order="F")
+            whole = np.frombuffer(self.file.read(self.dtype.itemsize * math.prod(self.shape)), self.dtype).reshape(self.shape, order="F")
             return np.ascontiguousarray(whole[start : start + count])
-        row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        row = self.dtype.itemsize * math.prod(self.shape[1:])
         self.file.seek(self.start + start * row)
         content = self.file.read(count * row)
         if len(content) < count * row:
@@ -103,38 +106,45 @@ def _reading(file: str) -> Iterator[None]:
     """What numpy and zipfile raise of a damaged file, in a line; what the system raises stays as it is."""
     try:
         yield
-    except (ValueError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, *DAMAGED, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UsageError("is no .npz file of plain arrays, or a damaged one", file=file) from None
+        raise CalibrationDataError("is no .npz file of plain arrays, or a damaged one", file=file) from None
 
 
 def _members(path: str | os.PathLike[str]) -> dict[str, Member]:
-    with open(path, "rb") as start:
+    with _regular(path) as start:
         if start.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
-            raise UsageError("is one array; an .npz with an array for each input is needed", file=os.fspath(path))
-    archive = zipfile.ZipFile(path)
+            raise CalibrationDataError("is one array; an .npz with an array for each input is needed", file=os.fspath(path))
+    archive = zipfile.ZipFile(_regular(path))
     found = {}
     for name in archive.namelist():
         file = archive.open(name)
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError("pickled")
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError("pickled, or of a size below 0")
         found[name.removesuffix(".npy")] = Member(file, file.tell(), shape, dtype, by_columns and len(shape) > 1)
     return found
+
+
+def _regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    try:
+        return open_regular(path)
+    except Refused as why:
+        raise CalibrationDataError(str(why), file=os.fspath(path)) from None
 
 
 def _check(port: Port, members: Mapping[str, Member], file: str) -> None:
     member = members.get(port.name)
     if member is None:
         names = ", ".join(map(quoted, members)) or "none"
-        raise UsageError(f"has no array for input {quoted(port.name)}; its arrays are {names}", file=file)
+        raise CalibrationDataError(f"has no array for input {quoted(port.name)}; its arrays are {names}", file=file)
     if member.dtype.name != port.type:
-        raise UsageError(f"array {quoted(port.name)} is {member.dtype.name}; the input is {port.type}", file=file)
+        raise CalibrationDataError(f"array {quoted(port.name)} is {member.dtype.name}; the input is {port.type}", file=file)
     if not member.shape:
-        raise UsageError(f"array {quoted(port.name)} is one number; samples go along the first axis", file=file)
+        raise CalibrationDataError(f"array {quoted(port.name)} is one number; samples go along the first axis", file=file)
     fits = port.shape is None or (
         len(port.shape) == len(member.shape)
         and all(
@@ -144,4 +154,4 @@ def _check(port: Port, members: Mapping[str, Member], file: str) -> None:
     if not fits:
         wanted = ", ".join("?" if size is None else str(size) for size in port.shape or ())
         given = ", ".join(map(str, member.shape))
-        raise UsageError(f"array {quoted(port.name)} is [{given}]; the input is [{wanted}]", file=file)
+        raise CalibrationDataError(f"array {quoted(port.name)} is [{given}]; the input is [{wanted}]", file=file)
