@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from bnfold.atomic import Publication, check_output, data_names, write_failure
 from bnfold.errors import ModelError, OutputError, TooLargeError
@@ -209,21 +209,28 @@ def _parse(file: MappedFile, weights: Weights) -> ModelProto:
 
 def _take_stock(model: LoadedModel, folder: DataFolder | None) -> None:
     """Find external tensors, and see that each tensor has the bytes that it should: tells all that haven't."""
-    problems: list[ModelError] = []
-    for tensor, node in tensors(model.proto):
-        try:
-            demand_description(tensor, node)
-            if tensor.data_location != TensorProto.EXTERNAL:
-                demand_content(tensor, node, model.weights)
-            elif folder is not None:
-                folder.adopt(tensor, node)
-        except ModelError as error:
-            problems.append(error)
+    found = (_problem(tensor, node, model.weights, folder) for tensor, node in tensors(model.proto))
+    problems = [problem for problem in found if problem is not None]
     if folder is not None:
         problems += folder.overlaps()
     if problems:
         first, *others = problems
         raise type(first)(first.what, file=model.path, where=first.where, others=map(str, others))
+
+
+def _problem(
+    tensor: TensorProto, node: NodeProto | None, weights: Weights, folder: DataFolder | None
+) -> ModelError | None:
+    """What is wrong with a tensor; an external one becomes a reference."""
+    try:
+        demand_description(tensor, node)
+        if tensor.data_location != TensorProto.EXTERNAL:
+            demand_content(tensor, node, weights)
+        elif folder is not None:
+            folder.adopt(tensor, node)
+    except ModelError as error:
+        return error
+    return None
 
 
 def _serialise(proto: ModelProto, path: Path | None) -> bytes:

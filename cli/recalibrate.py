@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import BnfoldError, UsageError, quoted
 
 from . import drift, render
 
@@ -242,13 +242,19 @@ def _plotted(request: Request, result: RecalibrationResult) -> list[Path]:
 
 def _written(request: Request, result: RecalibrationResult) -> list[Path]:
     """The files written; the way back first, so that the old statistics are never lost."""
-    undo = []
-    if request.undo is not None:
-        from bnfold.recalibrate.undo import keep_old
+    if request.undo is None:
+        return result.save(request.target, overwrite=request.overwrite)
+    from bnfold.recalibrate.undo import keep_old
 
-        keep_old(result.drift, request.undo, overwrite=request.force)
-        undo = [Path(request.undo)]
-    return [*result.save(request.target, overwrite=request.overwrite), *undo]
+    undo = Path(request.undo)
+    new = not os.path.lexists(undo)
+    keep_old(result.drift, undo, overwrite=request.force)
+    try:
+        return [*result.save(request.target, overwrite=request.overwrite), undo]
+    except BnfoldError:
+        if new:  # it leads back from where nobody went
+            undo.unlink()
+        raise
 
 
 def _restore(request: Request, *, json: bool, quiet: bool, verbose: bool) -> None:

@@ -268,7 +268,8 @@ def open_data(
     if classes is not None:
         used = samples or len(order) - max(1, len(order) // HELD_OUT)
         if used >= len(order):
-            raise CalibrationDataError(f"has {len(order)} samples: none are left to evaluate on", file=found.place(0)[0])
+            what = f"has {len(order)} samples: none are left to evaluate on"
+            raise CalibrationDataError(what, file=found.place(0)[0])
         rest = np.sort(order[used:])
         data.held_out = replace(data, order=rest, images=replace(data.images, augment_pad=None), notices=[])
     data.order = order[:used]

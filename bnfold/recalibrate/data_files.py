@@ -32,7 +32,7 @@ NPY, ZIP = b"\x93NUMPY", b"PK"
 LOCAL_HEADER, LENGTHS = 30, 26
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 NAMES = 8
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 # What reading a damaged file raises; an array's header is text of Python, so that may be anything (RecursionError).
 DAMAGED = (ValueError, TypeError, LookupError, EOFError, OverflowError, NotImplementedError, RuntimeError, SyntaxError)
 
@@ -185,7 +185,8 @@ def choose(found: Mapping[str, Part], key: str | None, inputs: Sequence[Port], f
         if port.shape is not None and len(part.shape) == len(port.shape) - 1 and _is_sample(part, port):
             part = Part((1, *part.shape), part.dtype, part.source, part.offset, part.order)
         if not part.shape:
-            raise CalibrationDataError(f"array of input {quoted(port.name)} is a single number; samples are needed", file=file)
+            what = f"array of input {quoted(port.name)} is a single number; samples are needed"
+            raise CalibrationDataError(what, file=file)
         chosen[port.name] = part
     return chosen
 
@@ -215,7 +216,8 @@ def _lengths(parts: Mapping[str, Sequence[Part]], files: Sequence[str | None]) -
             part = arrays[number]
             if (part.dtype, part.shape[1:]) != (arrays[0].dtype, arrays[0].shape[1:]):
                 what = f"is {part.dtype} {list(part.shape)}, in {files[0]} it is {arrays[0].dtype} "
-                raise CalibrationDataError(what + f"{list(arrays[0].shape)}", file=file, where=f"array of input {quoted(name)}")
+                what += f"{list(arrays[0].shape)}"
+                raise CalibrationDataError(what, file=file, where=f"array of input {quoted(name)}")
     return lengths
 
 
@@ -245,7 +247,8 @@ def _read(file: str, spool: IO[bytes]) -> dict[str, Part]:
     except Refused as why:
         raise CalibrationDataError(str(why), file=file) from None
     except (*DAMAGED, zipfile.BadZipFile, zlib.error, struct.error):
-        raise CalibrationDataError("can't be read: it is damaged, or holds other than plain arrays", file=file) from None
+        what = "can't be read: it is damaged, or holds other than plain arrays"
+        raise CalibrationDataError(what, file=file) from None
     hint = f"; say what to take from it: {file}:NAME" if file.endswith(".py") else ""
     raise CalibrationDataError(f"is no .npz or .npy file, nor a folder{hint}", file=file)
 

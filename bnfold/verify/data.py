@@ -44,7 +44,8 @@ def from_file(model: ModelProto, path: str | os.PathLike[str]) -> Samples:
         _check(port, members, shown)
     counts = {members[port.name].shape[0] for port in inputs}
     if len(counts) != 1 or 0 in counts:
-        raise CalibrationDataError("its arrays have no, or not the same number of, samples along the first axis", file=shown)
+        what = "its arrays have no, or not the same number of, samples along the first axis"
+        raise CalibrationDataError(what, file=shown)
     count = counts.pop()
     sizes = {port.shape[0] for port in inputs if port.shape and isinstance(port.shape[0], int) and port.shape[0] > 0}
     step = min(sizes) if sizes else min(CHUNK, count)
@@ -69,7 +70,8 @@ class Member:
         """Some rows; the file is read from there on, which is cheap in ascending order."""
         if self.by_columns:  # Fortran's order: a row is all over the file
             self.file.seek(self.start)
-            whole = np.frombuffer(self.file.read(self.dtype.itemsize * math.prod(self.shape)), self.dtype).reshape(self.shape, order="F")
+            content = self.file.read(self.dtype.itemsize * math.prod(self.shape))
+            whole = np.frombuffer(content, self.dtype).reshape(self.shape, order="F")
             return np.ascontiguousarray(whole[start : start + count])
         row = self.dtype.itemsize * math.prod(self.shape[1:])
         self.file.seek(self.start + start * row)
@@ -115,8 +117,9 @@ def _reading(file: str) -> Iterator[None]:
 def _members(path: str | os.PathLike[str]) -> dict[str, Member]:
     with _regular(path) as start:
         if start.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
-            raise CalibrationDataError("is one array; an .npz with an array for each input is needed", file=os.fspath(path))
-    archive = zipfile.ZipFile(_regular(path))
+            what = "is one array; an .npz with an array for each input is needed"
+            raise CalibrationDataError(what, file=os.fspath(path))
+    archive = zipfile.ZipFile(path)
     found = {}
     for name in archive.namelist():
         file = archive.open(name)
@@ -142,9 +145,11 @@ def _check(port: Port, members: Mapping[str, Member], file: str) -> None:
         names = ", ".join(map(quoted, members)) or "none"
         raise CalibrationDataError(f"has no array for input {quoted(port.name)}; its arrays are {names}", file=file)
     if member.dtype.name != port.type:
-        raise CalibrationDataError(f"array {quoted(port.name)} is {member.dtype.name}; the input is {port.type}", file=file)
+        what = f"array {quoted(port.name)} is {member.dtype.name}; the input is {port.type}"
+        raise CalibrationDataError(what, file=file)
     if not member.shape:
-        raise CalibrationDataError(f"array {quoted(port.name)} is one number; samples go along the first axis", file=file)
+        what = f"array {quoted(port.name)} is one number; samples go along the first axis"
+        raise CalibrationDataError(what, file=file)
     fits = port.shape is None or (
         len(port.shape) == len(member.shape)
         and all(
