@@ -7,11 +7,13 @@ temporary file. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
 import struct
 import tempfile
+import tokenize
 import weakref
 import zipfile
 import zlib
@@ -34,7 +36,10 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 NAMES = 8
 BLOCK = 1 << 16
 # What reading a damaged file raises; an array's header is text of Python, so that may be anything (RecursionError).
-DAMAGED = (ValueError, TypeError, LookupError, EOFError, OverflowError, NotImplementedError, RuntimeError, SyntaxError)
+DAMAGED = (
+    ValueError, TypeError, LookupError, EOFError, OverflowError, NotImplementedError, RuntimeError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -246,11 +251,18 @@ def _read(file: str, spool: IO[bytes]) -> dict[str, Part]:
                     return {info.filename[:-4]: _member(archive, info, opened, file, spool) for info in members}
     except Refused as why:
         raise CalibrationDataError(str(why), file=file) from None
-    except (*DAMAGED, zipfile.BadZipFile, zlib.error, struct.error):
+    except (OSError, *DAMAGED) as error:
+        if is_of_system(error):
+            raise
         what = "can't be read: it is damaged, or holds other than plain arrays"
         raise CalibrationDataError(what, file=file) from None
     hint = f"; say what to take from it: {file}:NAME" if file.endswith(".py") else ""
     raise CalibrationDataError(f"is no .npz or .npy file, nor a folder{hint}", file=file)
+
+
+def is_of_system(error: Exception) -> bool:
+    """Whether it isn't the file's content that is to blame (EINVAL: an archive that says to look before its start)."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, opened: IO[bytes], file: str, spool: IO[bytes]) -> Part:

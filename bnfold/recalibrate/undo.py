@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ from bnfold.frontends import naming
 from bnfold.graph import Graph
 from bnfold.mapped import Refused, open_regular
 from bnfold.model_file import LoadedModel, load
+from bnfold.recalibrate.data_files import DAMAGED, is_of_system
 from bnfold.recalibrate.drift import Drift, Floats
 from bnfold.recalibrate.sites import Site, find_sites
 from bnfold.recalibrate.write import Writer, stored
@@ -85,7 +85,7 @@ def _read(undo: str | os.PathLike[str]) -> Statistics:
             return {key: (file[f"{number}.mean"], file[f"{number}.variance"]) for number, key in enumerate(keys)}
     except Refused as why:
         raise CalibrationDataError(str(why), file=os.fspath(undo)) from None
-    except (ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except (OSError, *DAMAGED) as error:
+        if is_of_system(error):
             raise
         raise UsageError("is no file that --undo wrote", file=os.fspath(undo)) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from bnfold.constants import Array
 from bnfold.errors import CalibrationDataError, quoted
 from bnfold.inspection import Port
 from bnfold.mapped import Refused, open_regular
-from bnfold.recalibrate.data_files import DAMAGED
+from bnfold.recalibrate.data_files import DAMAGED, is_of_system
 from bnfold.verify.inputs import Samples, ports
 from bnfold.verify.runtime import Feeds
 
@@ -108,8 +107,8 @@ def _reading(file: str) -> Iterator[None]:
     """What numpy and zipfile raise of a damaged file, in a line; what the system raises stays as it is."""
     try:
         yield
-    except (OSError, *DAMAGED, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except (OSError, *DAMAGED) as error:
+        if is_of_system(error):
             raise
         raise CalibrationDataError("is no .npz file of plain arrays, or a damaged one", file=file) from None
 
