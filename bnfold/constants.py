@@ -33,8 +33,6 @@ EVALUATED = frozenset(
 # Results above this many elements are not evaluated: an exporter's chain builds a vector or a kernel,
 # whereas ConstantOfShape of 10^12 or a doubling chain of Concat is an attack.  Views are free and not counted.
 MAX_ELEMENTS = 1 << 24
-# Of integers these can overflow or divide by zero, and what comes of that differs from runtime to runtime.
-UNDEFINED_FOR_INTEGERS = frozenset({"Pow", "Reciprocal"})
 VIEWS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
@@ -199,7 +197,7 @@ class Constants:
             return None
         if node.op not in VIEWS and _size_of_result(node, inputs) > MAX_ELEMENTS:
             return None
-        if node.op in UNDEFINED_FOR_INTEGERS and not any(have is not None and is_floating(have) for have in inputs):
+        if _differs_by_runtime(node, inputs):
             return None
         return _run(proto, node, inputs, value)
 
@@ -230,6 +228,14 @@ def _run(proto: NodeProto, node: Node, inputs: list[Array | None], wanted: Value
         return None
     names = [name for name in proto.output if name]
     return np.asarray(list(results)[names.index(wanted.name)])
+
+
+def _differs_by_runtime(node: Node, inputs: list[Array | None]) -> bool:
+    """Whether a result is another one from runtime to runtime: powers of integers, divisions by an integer 0."""
+    have = [array for array in inputs if array is not None]
+    if node.op not in ("Pow", "Div", "Mod") or len(have) < 2 or any(map(is_floating, have)):
+        return False
+    return node.op == "Pow" or not have[1].all()
 
 
 def _size_of_result(node: Node, inputs: list[Array | None]) -> int:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, ValueInfoProto, numpy_helper
 
 from bnfold.constants import Constants, Dims
 from bnfold.graph import Graph, Scope, Value
+from bnfold.inference import infer_shapes
 from bnfold.model_file import LoadedModel, structure
 
 # Sizes given to symbolic dimensions in the two analyses.  The first axis is nearly always the batch; other
@@ -149,7 +149,7 @@ def _analyse(graph: Graph, model: LoadedModel, case: int, keep_overridable: bool
     analysis = _Analysis()
     added: set[tuple[str, str]] = set()
     for _ in range(MAX_ROUNDS):
-        inferred = _infer(copy)
+        inferred = infer_shapes(copy)
         analysis = _collect(graph, inferred)
         if not _add_known_shape_inputs(graph, model, copy, analysis, added, keep_overridable):
             break
@@ -164,13 +164,6 @@ def _set_sizes(graph: GraphProto, case: int) -> None:
         for axis, dim in enumerate(info.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value") or dim.dim_value <= 0:
                 dim.dim_value = BATCH_SIZES[case] if axis == 0 else OTHER_SIZES[case]
-
-
-def _infer(model: ModelProto) -> ModelProto:
-    try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # inference is best effort: what stays unknown is simply not folded through
-        return model
 
 
 def _collect(graph: Graph, inferred: ModelProto) -> _Analysis:

@@ -243,7 +243,7 @@ def _read(file: str, spool: IO[bytes]) -> dict[str, Part]:
             magic = opened.read(len(NPY))
             opened.seek(0)
             if magic == NPY:
-                shape, order, dtype = _header(opened)
+                shape, order, dtype = header_of(opened)
                 return {"": _within(Part(shape, dtype, file, opened.tell(), order), os.fstat(opened.fileno()).st_size)}
             if magic[: len(ZIP)] == ZIP:
                 with zipfile.ZipFile(opened) as archive:
@@ -267,7 +267,7 @@ def is_of_system(error: Exception) -> bool:
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, opened: IO[bytes], file: str, spool: IO[bytes]) -> Part:
     with archive.open(info) as member:
-        shape, order, dtype = _header(member)
+        shape, order, dtype = header_of(member)
         header = member.tell()
         if info.compress_type != zipfile.ZIP_STORED:
             return _unpacked(member, Part(shape, dtype, spool, spool.seek(0, os.SEEK_END), order), file)
@@ -290,7 +290,7 @@ def _unpacked(member: IO[bytes], part: Part, file: str) -> Part:
     return _within(part, part.source.tell())
 
 
-def _header(opened: Any) -> tuple[tuple[int, ...], str, np.dtype[Any]]:
+def header_of(opened: Any) -> tuple[tuple[int, ...], str, np.dtype[Any]]:
     """Shape, order and dtype of an array, of which `opened` is at the beginning; it is at the values then."""
     version = np.lib.format.read_magic(opened)
     if version not in HEADERS:

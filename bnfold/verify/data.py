@@ -17,7 +17,7 @@ from bnfold.constants import Array
 from bnfold.errors import CalibrationDataError, quoted
 from bnfold.inspection import Port
 from bnfold.mapped import Refused, open_regular
-from bnfold.recalibrate.data_files import DAMAGED, is_of_system
+from bnfold.recalibrate.data_files import DAMAGED, header_of, is_of_system
 from bnfold.verify.inputs import Samples, ports
 from bnfold.verify.runtime import Feeds
 
@@ -50,8 +50,9 @@ def from_file(model: ModelProto, path: str | os.PathLike[str]) -> Samples:
     step = min(sizes) if sizes else min(CHUNK, count)
     if count < step:
         raise CalibrationDataError(f"has {count} samples; the model takes {step} at a time", file=shown)
-    starts = [*range(0, count - step, step), count - step]
-    return Samples(Rows([members[port.name] for port in inputs], [p.name for p in inputs], starts, step, shown),
+    numbers = range(-(-count // step))  # not a list: a file can claim any count
+    arrays = [members[port.name] for port in inputs]
+    return Samples(Rows(arrays, [port.name for port in inputs], numbers, step, count - step, shown),
                    f"{count} samples of {shown}, {step} at a time")  # fmt: skip
 
 
@@ -83,11 +84,14 @@ class Member:
 class Rows(Sequence[Feeds]):
     """Batches that are read when they are asked for."""
 
-    def __init__(self, members: list[Member], names: list[str], starts: list[int], step: int, file: str) -> None:
-        self._members, self._names, self._starts, self._step, self._file = members, names, starts, step, file
+    def __init__(
+        self, members: list[Member], names: list[str], numbers: range, step: int, last: int, file: str
+    ) -> None:
+        self._members, self._names, self._numbers = members, names, numbers
+        self._step, self._last, self._file = step, last, file
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> Feeds: ...
@@ -95,8 +99,8 @@ class Rows(Sequence[Feeds]):
     def __getitem__(self, index: slice) -> Rows: ...
     def __getitem__(self, index: int | slice) -> Feeds | Rows:
         if isinstance(index, slice):
-            return Rows(self._members, self._names, self._starts[index], self._step, self._file)
-        start = self._starts[index]
+            return Rows(self._members, self._names, self._numbers[index], self._step, self._last, self._file)
+        start = min(self._numbers[index] * self._step, self._last)
         with _reading(self._file):
             rows = [member.rows(start, self._step) for member in self._members]
         return dict(zip(self._names, rows, strict=True))
@@ -122,12 +126,10 @@ def _members(path: str | os.PathLike[str]) -> dict[str, Member]:
     found = {}
     for name in archive.namelist():
         file = archive.open(name)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read(file)
-        if dtype.hasobject or min(shape, default=0) < 0:
-            raise ValueError("pickled, or of a size below 0")
-        found[name.removesuffix(".npy")] = Member(file, file.tell(), shape, dtype, by_columns and len(shape) > 1)
+        shape, order, dtype = header_of(file)
+        if min(shape, default=0) < 0:
+            raise ValueError("a size below 0")
+        found[name.removesuffix(".npy")] = Member(file, file.tell(), shape, dtype, order == "F" and len(shape) > 1)
     return found
 
 

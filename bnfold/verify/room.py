@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import os
 
-import onnx
 from onnx import ModelProto
 
 from bnfold.errors import quoted
+from bnfold.inference import infer_shapes
 from bnfold.verify.large import without_large
 from bnfold.verify.runtime import CannotRun
 from bnfold.weights import bits_of
@@ -20,11 +20,7 @@ from bnfold.weights import bits_of
 
 def demand_room(model: ModelProto) -> None:
     """Raises: CannotRun if a value of the main graph is larger than this machine's memory, whatever it is fed."""
-    light, _ = without_large(model)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except Exception:  # best effort: what has no shape is not judged
-        inferred = light
+    inferred = infer_shapes(without_large(model)[0])  # what has no shape is not judged
     largest = _memory()
     for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         tensor = info.type.tensor_type

@@ -16,6 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
 
 from bnfold.constants import Array
 from bnfold.errors import UsageError, quoted
+from bnfold.inference import infer_shapes
 from bnfold.verify.large import without_large
 
 Feeds = dict[str, Array]
@@ -288,14 +289,8 @@ def frontier(
 
 def element_types(model: ModelProto) -> dict[str, int]:
     """TensorProto data types of values, as far as they can be inferred."""
-    try:
-        model = onnx.shape_inference.infer_shapes(without_large(model)[0], data_prop=True)
-    except Exception:  # best effort
-        return {}
-    return {
-        info.name: info.type.tensor_type.elem_type
-        for info in (*model.graph.input, *model.graph.value_info, *model.graph.output)
-    }
+    graph = infer_shapes(without_large(model)[0]).graph
+    return {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
 
 
 def static_shapes(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -309,10 +304,7 @@ def static_shapes(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, tupl
             del info.type.tensor_type.shape.dim[:]
             for size in feeds[info.name].shape:
                 info.type.tensor_type.shape.dim.add().dim_value = size
-    try:
-        copy = onnx.shape_inference.infer_shapes(copy, data_prop=True)
-    except Exception:  # best effort: the rest comes from a run
-        return {}
+    copy = infer_shapes(copy)  # the rest comes from a run
     found = {}
     for info in (*copy.graph.input, *copy.graph.value_info, *copy.graph.output):
         tensor = info.type.tensor_type

@@ -131,6 +131,17 @@ def doubling(model: ModelProto) -> None:
     model.graph.node.extend([*nodes, *copies])
 
 
+def doubled_shape(model: ModelProto) -> None:
+    """A Reshape to a shape of 2^60 numbers."""
+    nodes = [helper.make_node("Concat", [f"d{i}", f"d{i}"], [f"d{i + 1}"], axis=0) for i in range(60)]
+    model.graph.initializer.append(nh.from_array(np.ones(1, np.int64), "d0"))
+    last = helper.make_node("Reshape", ["b", "d60"], ["y"])
+    old = [NodeProto.FromString(node.SerializeToString()) for node in model.graph.node[:2]]
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *old, last])
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+
+
 def chain(model: ModelProto, count: int, op: str) -> None:
     """So many ops behind each other."""
     graph = model.graph
@@ -347,7 +358,6 @@ STRUCTURE = {
 
 SIZES = {
     "10,000 chained BN": Attack(edited(lambda m: chain(m, 10_000, "BatchNormalization"))),
-    "100,000 nodes": Attack(edited(lambda m: chain(m, 100_000, "Relu")), left=0),
     "100,000 unsorted nodes": Attack(edited(lambda m: (chain(m, 100_000, "Abs"), swapped(m))), left=0),
 }
 
@@ -365,6 +375,7 @@ BOMBS = {
         helper.make_node("Tile", ["one", "size"], ["more"]), helper.make_node("Tile", ["more", "size"], ["gamma"]),
         tensors=[shape_of(2**63 - 1), nh.from_array(np.ones(1, "f4"), "one")]), left=1),
     "Concat doubling": Attack(edited(doubling), left=1),
+    "a shape of 2^60 numbers": Attack(edited(doubled_shape)),
     "Range of 10^12": Attack(in_front(
         helper.make_node("Range", ["zero", "many", "one"], ["gamma"]),
         tensors=[nh.from_array(np.float32(n), name) for name, n in

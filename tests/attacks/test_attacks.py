@@ -30,7 +30,7 @@ VERBS = ("fold", "inspect", "verify", "recalibrate")
 # What a job on a file of a few kilobytes may take.
 SECONDS, MEGABYTES = 8, 400
 # The same for each 10,000 nodes.
-NODE_SECONDS = 4
+NODE_SECONDS = 12
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -80,11 +80,10 @@ def test_graphs(name: str, jail: Jail, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", hostile_graphs.SIZES)
-@pytest.mark.parametrize("verb", ["plan", "inspect"])
-def test_sizes(verb: str, name: str, jail: Jail, tmp_path: Path) -> None:
+def test_sizes(name: str, jail: Jail, tmp_path: Path) -> None:
     model = hostile_graphs.SIZES[name].make()
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    result = jail.run(verb, tmp_path / "m.onnx")
+    result = jail.run("plan", tmp_path / "m.onnx")
     assert result["outcome"] == "done", result
     assert result["seconds"] < NODE_SECONDS * len(model.graph.node) / 10_000, result
 
@@ -144,8 +143,12 @@ def test_samples(name: str, jail: Jail, tmp_path: Path) -> None:
     model.write_bytes(hostile_graphs.conv_bn().SerializeToString())
     build(data)
     before = sorted(os.listdir(tmp_path))
-    for verb in ("verify", "recalibrate"):
-        refused(jail.run(verb, model, data=str(data)), data, message)
+    refused(jail.run("recalibrate", model, data=str(data)), data, message)
+    verified = jail.run("verify", model, data=str(data))
+    if name in ("a NaN", "an infinite value"):  # to compare on, they are values like others
+        assert verified["verdict"] == "equal", verified
+    else:
+        refused(verified, data, message)
     assert sorted(os.listdir(tmp_path)) == before
 
 

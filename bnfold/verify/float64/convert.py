@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from onnx import (
     AttributeProto,
     GraphProto,
@@ -24,6 +23,7 @@ from onnx import (
     numpy_helper,
 )
 
+from bnfold.inference import infer_shapes
 from bnfold.verify.float64.builder import (
     DECLARATIONS,
     FLOATS,
@@ -292,10 +292,7 @@ def _infer(model: ModelProto) -> dict[str, TypeProto]:
         copy.graph.initializer.append(
             tensor if small else TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
         )
-    try:
-        inferred = onnx.shape_inference.infer_shapes(copy, data_prop=True)
-    except Exception:  # inference is best effort: what stays unknown is unsupported only if it is needed
-        inferred = copy
+    inferred = infer_shapes(copy)  # what stays unknown is unsupported only if it is needed
     found: dict[str, TypeProto] = {}
     graphs = [inferred.graph]
     while graphs:
