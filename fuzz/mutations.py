@@ -17,8 +17,8 @@ LONGEST = 64
 
 
 def mutated(data: bytes, rng: random.Random, others: list[bytes], *, tree: bool) -> bytes:
-    """The bytes after one to four mutations; `tree`: they are a model, and half of the time treated as one."""
-    for _ in range(rng.choice((1, 1, 2, 4))):
+    """The bytes after none to four mutations; `tree`: they are a model, and half of the time treated as one."""
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 4))):
         data = (_in_tree(data, rng) if tree and rng.random() < 0.6 else None) or _in_bytes(data, rng, others)
     return data
 

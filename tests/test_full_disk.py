@@ -90,3 +90,18 @@ def test_no_room_for_temporary_files(arguments: tuple[object, ...], tmp_path: Pa
     assert result.returncode in (2, 3), result
     assert result.stderr.count("\n") == (result.returncode == 2)
     assert after == before, sorted(after)
+
+
+READ_ONLY = 'mount -t tmpfs none "$1" && cp "$2" "$1" && mount -o remount,ro "$1" && cd "$1" && shift 2 && "$@"'
+
+
+@pytest.mark.parametrize("arguments", [("--in-place",), (), ("-o", "n.onnx")], ids=str)
+def test_a_read_only_file_system(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(MODEL.read_bytes())
+    (tmp_path / "disk").mkdir()
+    command = [sys.executable, "-m", "bnfold", "fold", "m.onnx", "--no-verify", *arguments]
+    script = [*NAMESPACE, "sh", "-c", READ_ONLY, "sh", tmp_path / "disk", tmp_path / "m.onnx", *command]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2
+    assert "can't be written: Read-only file system; nothing was changed" in result.stderr
+    assert result.stderr.count("\n") == 1
