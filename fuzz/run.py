@@ -26,11 +26,18 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
+WARM = ("bnfold.api", "bnfold.recalibrate.data", "bnfold.verify.data", "bnfold.verify.relation", "onnx.reference")
+if "--atheris" in sys.argv:  # what it is to follow has to be imported under its eyes
+    import atheris
+
+    with atheris.instrument_imports(include=["bnfold"]):
+        for module in WARM:
+            importlib.import_module(module)
+
 from mutations import mutated  # noqa: E402
 from targets import TARGETS, seeds  # noqa: E402
 
 SECONDS, SPACE = 60, 4 << 30
-WARM = ("bnfold.api", "bnfold.recalibrate.data", "bnfold.verify.data", "bnfold.verify.relation", "onnx.reference")
 DONE = ("refused", "folded", "left alone", "read", "refused and read", "read and refused")
 
 
@@ -120,14 +127,11 @@ def _limited(target: str, data: bytes, folder: Path, check: bool) -> str:
 
 def _guided(target: str, options: list[str]) -> int:
     """Coverage-guided, by atheris."""
-    import atheris
-
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     corpus = folder / "corpus"
     corpus.mkdir()
     for number, seed in enumerate(seeds(target)):
         (corpus / str(number)).write_bytes(seed)
-    atheris.instrument_all()
     atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: TARGETS[target](data, folder) and None)
     atheris.Fuzz()
     return 0
