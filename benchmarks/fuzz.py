@@ -2,10 +2,16 @@
 
     python benchmarks/fuzz.py --examples 10000 --seed 0 [--show SEED] [--minutes 25]
 
+What has to hold is `tests/test_random_graphs.py:check_fold`: the model stays valid and keeps its function, in float64
+and on ONNX Runtime; values obey their relations, if need be after a fold without shifts; no more per-channel ops are
+left than before, and every BN is accounted for; a fold can be repeated to the byte; and what has been folded, folded
+again, is the same function once more with as many ops or one less (`SAVED_AGAIN` says why not always as many).
+
 Model number k is made from seed + k, so that every failure can be made again (`--show` prints the model and the
-trouble).  What fails is cut down: outputs and nodes are left out, one after the other, as long as it goes on failing
-in the same way.  At the end: how often each op was drawn, and how often a fold went into or through it, since what
-never moves is never tested.  Exit code 1 if anything failed.
+trouble).  Each is folded in another process, since a failed assertion in a library ends it.  What fails is cut
+down: outputs and nodes are left out, one after the other, as long as it goes on failing in the same way.  At the end:
+how often each op was drawn, and how often a fold went into or through it, since what never moves is never tested.
+Exit code 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -15,7 +21,12 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import TypeVar
 
 from harness import REPO, say
 
@@ -23,6 +34,7 @@ sys.path.insert(0, str(REPO / "tests"))
 
 import onnx
 from onnx import ModelProto
+from oracle import run_native
 from random_graphs import Seeded, random_model
 from referee import Array
 from test_random_graphs import check_fold
@@ -49,36 +61,88 @@ def main() -> int:
     return _run(arguments.seed, arguments.examples, time.monotonic() + 60 * arguments.minutes)
 
 
+@dataclass
+class Finding:
+    """What became of one model: what is wrong with it, if anything, and what was counted."""
+
+    what: str
+    counts: Counter[str] = field(default_factory=Counter)
+    drawn: Counter[str] = field(default_factory=Counter)
+    moved: Counter[str] = field(default_factory=Counter)
+
+
 def _run(seed: int, examples: int, end: float) -> int:
     failures: dict[str, list[int]] = {}
-    counts: Counter[str] = Counter()
-    drawn: Counter[str] = Counter()
-    moved: Counter[str] = Counter()
+    total = Finding("")
+    worker = Worker()
     for number in range(seed, seed + examples):
         if time.monotonic() > end:
             break
-        case = random_model(Seeded(number))
-        if case is None:
-            counts["led nowhere"] += 1
-            continue
-        counts["models"] += 1
-        what, folding = trouble(case)
-        if folding is not None:
-            report = folding.report
-            counts["BatchNorm"] += report.before.batch_norms
-            counts["of them folded"] += report.before.batch_norms - report.after.batch_norms
-            _count_ops(folding, drawn, moved)
-        if what:
-            if what not in failures:
-                say(f"seed {number}: {what}")
-            failures.setdefault(what, []).append(number)
+        found = worker.run(examined, number)
+        if found is None:  # an assertion failed in a library; was it of the model itself?
+            found = Finding("the process died") if worker.run(runs, number) else Finding("", Counter(["can't be run"]))
+        total.counts += found.counts
+        total.drawn += found.drawn
+        total.moved += found.moved
+        if found.what:
+            if found.what not in failures:
+                say(f"seed {number}: {found.what}")
+            failures.setdefault(found.what, []).append(number)
         if number % 500 == 499:
             say(f"{number + 1 - seed} seeds, {sum(map(len, failures.values()))} failures")
-    print(", ".join(f"{count} {name}" for name, count in counts.items()))
-    print("ops, moved of drawn:", ", ".join(f"{op} {moved[op]}/{count}" for op, count in sorted(drawn.items())))
+    worker.close()
+    print(", ".join(f"{count} {name}" for name, count in total.counts.items()))
+    shares = (f"{op} {total.moved[op]}/{count}" for op, count in sorted(total.drawn.items()))
+    print("ops, moved of drawn:", ", ".join(shares))
     for what, seeds in sorted(failures.items(), key=lambda item: -len(item[1])):
         print(f"{len(seeds):5d} × {what}: seeds {', '.join(map(str, seeds[:6]))}")
     return 1 if failures else 0
+
+
+Result = TypeVar("Result")
+
+
+class Worker:
+    """A process that may die."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+
+    def close(self) -> None:
+        """End it."""
+        self._pool.shutdown()
+
+    def run(self, work: Callable[[int], Result], number: int) -> Result | None:
+        """What the work gives; None if the process died of it."""
+        try:
+            return self._pool.submit(work, number).result()
+        except BrokenProcessPool:
+            self.close()
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+            return None
+
+
+def examined(number: int) -> Finding:
+    """Draw a model, fold it, judge it."""
+    case = random_model(Seeded(number))
+    if case is None:
+        return Finding("", Counter(["led nowhere"]))
+    what, folding = trouble(case)
+    found = Finding(what, Counter(["models"]))
+    if folding is not None:
+        report = folding.report
+        found.counts["BatchNorm"] = report.before.batch_norms
+        found.counts["of them folded"] = report.before.batch_norms - report.after.batch_norms
+        _count_ops(folding, found.drawn, found.moved)
+    return found
+
+
+def runs(number: int) -> bool:
+    """Run the model itself: True if the process survives that."""
+    case = random_model(Seeded(number))
+    assert case is not None
+    run_native(*case)
+    return True
 
 
 def trouble(case: Case) -> tuple[str, Folding | None]:

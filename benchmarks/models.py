@@ -65,7 +65,7 @@ def _fault(before: dict[str, Any], after: dict[str, Any], cost: Cost, prototype:
         return str(after["failed"])
     if after.get("error", 0.0) > WRONG_ABOVE * max(before.get("noise", 0.0), 2.0**-24):
         return "wrong: the error is no rounding"
-    limit = prototype["fold"] if prototype else before["bn"]
+    limit = prototype["merge"] if prototype else before["bn"]
     if after["bn"] > limit:
         return f"{after['bn']} BN left, {limit} are possible"
     if after["bn"] + after["affine"] > before["bn"] + before["affine"]:

@@ -90,7 +90,7 @@ def accuracy_table(conditions: list[str]) -> int:
 
     if not REFERENCE.exists():
         sys.exit(f"{REFERENCE}: no such file")
-    reference = _module(REFERENCE)
+    reference = module_at(REFERENCE)
     kinds = {name: (weights, shift) for name, weights, shift in reference.CONDITIONS}
     images = dict(np.load(IMAGES))
     pool = images["calib_x"] if "calib_x" in images else images["train_x"]
@@ -102,7 +102,7 @@ def accuracy_table(conditions: list[str]) -> int:
             damage, shift = kinds[name]
             model = Path(folder) / f"resnet20_{damage}.onnx"
             test = reference.shift(images["test_x"], shift, 1001)
-            found = [_top1(model, test, images["test_y"])]
+            found = [top1(model, test, images["test_y"])]
             plain, augmented = Path(folder) / "plain.npz", Path(folder) / "augmented.npz"
             np.savez(plain, x=reference.shift(chosen, shift, 1002))
             np.savez(augmented, x=reference.shift(reference.augment(chosen), shift, 1003))
@@ -111,7 +111,7 @@ def accuracy_table(conditions: list[str]) -> int:
                 method = column.split(",")[0]
                 words = ["recalibrate", model, "--data", f"{data}:x", "--method", method, "-o", target, "--force", "-q"]
                 subprocess.run([sys.executable, "-m", "bnfold", *map(str, words)], check=True)
-                found.append(_top1(target, test, images["test_y"]))
+                found.append(top1(target, test, images["test_y"]))
                 written[name, column] = target.read_bytes()
             say(" ".join([name, *(f"{value:.2f}" for value in found)]))
             rows.append([name, *(f"{v:.2f} ({v - e:+.2f})" for v, e in zip(found, EXPECTED[name], strict=True))])
@@ -128,7 +128,7 @@ def accuracy_table(conditions: list[str]) -> int:
     return bool(faults)
 
 
-def _module(path: Path) -> Any:
+def module_at(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -136,7 +136,7 @@ def _module(path: Path) -> Any:
     return module
 
 
-def _top1(model: Path, x: Array, y: Array) -> float:
+def top1(model: Path, x: Array, y: Array) -> float:
     import numpy as np
     import onnxruntime
 

@@ -103,6 +103,16 @@ def preactivation(count: int) -> ModelProto:
     return build.model([x])
 
 
+def wide_sum(count: int) -> ModelProto:
+    """A BN (written out) of so many channels on the sum of two values: as many ties between three shifts."""
+    build = Builder()
+    sides = [build.node("MatMul", ["x", build.constant(name, CHANNELS, count, low=-0.1, high=0.1)]) for name in "pq"]
+    x = build.node("Add", sides)
+    for op in ("Mul", "Add"):
+        x = build.node(op, [x, build.constant(op, count, low=0.95, high=1.05)])
+    return build.model([build.node("MatMul", [x, build.constant("w", count, CHANNELS, low=-0.1, high=0.1)])])
+
+
 def dense(count: int) -> ModelProto:
     """Concatenations that grow: BN number k reads k values at once, so the input itself is quadratic."""
     build = Builder()
@@ -116,9 +126,10 @@ def dense(count: int) -> ModelProto:
 
 
 SHAPES: dict[Callable[[int], ModelProto], int] = {
-    pairs: 10_000, chained: 10_000, many_norms: 2_000, many_convs: 2_000, preactivation: 1_000, dense: 120,
+    pairs: 10_000, chained: 10_000, many_norms: 2_000, many_convs: 2_000, preactivation: 1_000,
+    wide_sum: 10_000, dense: 120,
 }  # fmt: skip
-"""The full size of each, in BN (for `many_convs`: Convs)."""
+"""The full size of each, in BN (for `many_convs`: Convs; for `wide_sum`: channels)."""
 
 QUADRATIC = (dense,)
 """Here the model's own size grows with the square of the count: 16 is linear."""

@@ -1,23 +1,31 @@
 """What `bnfold verify` says of right and wrong pairs, beside what fixed tolerances say of them.
 
-    python benchmarks/verdicts.py [--models N] [--minutes M] [--files GLOB] [--bugs N] [--log FILE]
+    python benchmarks/verdicts.py --log FILE [--files GLOB] [--bugs N] [--slow SECONDS] [--minutes M]
+    python benchmarks/verdicts.py --report FILE
+    python benchmarks/verdicts.py --probes
 
-Over the real models and network skeletons, each: right pairs (our fold, as it is and renamed; the original re-saved,
-renamed, with Constant nodes, in channels-last layout; what the other tools that are installed make of it) and wrong
-ones (a bug of `bugs.py` put in, then folded). 'idle' are bugs that no output shows on these inputs, not even in double:
-dead channels. The tolerances are those of other tools, on both models' own outputs for the same inputs. Prints markdown
-tables; exit code 1 if there is a false alarm or more than 0.5 % of the bugs are missed.
+Over the real models and network skeletons, small files first, each: right pairs (our fold, as it is and renamed; the
+original re-saved, renamed, with Constant nodes, in channels-last layout; what the other tools that are installed make
+of it) and wrong ones (a bug of `bugs.py` put in, then folded). Every row is kept in the log with a stamp of the code,
+and what is there already with the same stamp is not done again. A model of which one comparison takes longer than
+`--slow` is left out, and the log says so.
+
+How large a bug is, is measured apart from any verdict: what it does to the outputs of the original, in double, relative
+to what moving every weight by one unit in the last place does to them (`effect`). Bugs without any effect ('idle', in
+dead channels) are told apart. The tolerances are those of other tools, on both models' own outputs for the same inputs.
+Prints markdown tables; exit code 1 if there is a false alarm or more than 0.5 % of the bugs are missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,87 +36,106 @@ from bugs import BELOW, BUGS, RIGHT, variants
 from harness import HERE, REPO, files, ready, say, table
 from onnx import ModelProto
 from tools import TOOLS, installed
+from verdict_tables import TOLERANCES, report
 
 import bnfold
 from bnfold.errors import BnfoldError
-
-TOLERANCES = {
-    "numpy": (1e-5, 1e-8), "torch.testing": (1.3e-6, 1e-5), "polygraphy": (1e-5, 1e-5), "onnxsim": (1e-4, 1e-5),
-    "onnxslim": (1e-3, 1e-4),
-}  # fmt: skip
-"""rtol and atol by default."""
+from bnfold.model_file import wrap
+from bnfold.verify.inputs import drawn
+from bnfold.verify.prepare import prepare
+from bnfold.verify.runtime import CannotRun, Runner, cut_model
+from bnfold.verify.sides import Side
 
 PEERS = ("onnxslim", "onnxsim", "onnxoptimizer", "onnxscript", "ORT basic")
+SEEDS = 3
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", type=int, help="only so many, spread over the list")
-    parser.add_argument("--minutes", type=float, help="take the models in a fixed shuffled order, none after so long")
     parser.add_argument("--files", help="glob of the files (default: every real model and every skeleton)")
     parser.add_argument("--bugs", type=int, default=len(BUGS), help="bugs a model, chosen by its name (default: all)")
-    parser.add_argument("--max-mb", type=float, default=16, help="leave larger files out: this is not about size")
-    parser.add_argument("--log", help="append each verdict to this file as a line of JSON")
+    parser.add_argument("--slow", type=float, default=20.0, help="CPU seconds; slower models are left out")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no model after so long")
+    parser.add_argument("--log", help="where every row is kept, as JSON lines")
     parser.add_argument("--report", help="only print the tables of such a file")
     parser.add_argument("--probes", action="store_true", help="instead: every installed tool on the probe table")
     arguments = parser.parse_args()
     if arguments.probes:
         return probes()
     if arguments.report:
-        return report([json.loads(line) for line in Path(arguments.report).read_text().splitlines()])
-    rows: list[dict[str, Any]] = []
-    start = time.perf_counter()
+        return report(_read(arguments.report))
+    code, start = _stamp(), time.perf_counter()
+    rows = [row for row in _read(arguments.log) if row["code"] == code]
     with tempfile.TemporaryDirectory() as folder:
-        for path in _chosen(arguments.files, arguments.models, arguments.minutes):
-            if arguments.minutes and time.perf_counter() - start > 60 * arguments.minutes:
+        for path in sorted(files(arguments.files), key=lambda path: path.stat().st_size):
+            if time.perf_counter() - start > 60 * arguments.minutes:
                 break
+            done = {(row["kind"], row["pair"]) for row in rows if row["model"] == path.name}
+            if ("end", "") in done or ("left out", "") in done:
+                continue
             with ready(path, folder) as file:
-                if not arguments.files and file.stat().st_size > arguments.max_mb * 2**20:
-                    continue
-                for row in _judged(file, arguments.bugs, Path(folder)):
-                    rows.append({"model": path.name, **row})
-                    say(" | ".join(str(rows[-1][key]) for key in ("model", "kind", "pair", "verdict", "r", "seconds")))
+                for row in _judged(file, arguments.bugs, arguments.slow, done, Path(folder)):
+                    rows.append({"model": path.name, "code": code, **row})
+                    say(" | ".join(str(rows[-1].get(key, "")) for key in ("model", "kind", "pair", "verdict", "r")))
                     if arguments.log:
                         with open(arguments.log, "a", encoding="utf-8") as log:
                             print(json.dumps(rows[-1]), file=log)
     return report(rows)
 
 
-def _chosen(pattern: str | None, count: int | None, minutes: float | None) -> list[Path]:
-    found = files(pattern)
-    if minutes:
-        found = [found[place] for place in np.random.default_rng(0).permutation(len(found))]
-    if count is None or count >= len(found):
-        return found
-    return [found[int(place)] for place in np.linspace(0, len(found) - 1, count)]
+def _stamp() -> str:
+    """Of the code that verdicts depend on."""
+    sources = [*sorted((REPO / "bnfold").rglob("*.py")), HERE / "bugs.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
-def _judged(file: Path, bugs: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """A row for each pair of a model."""
+def _read(name: str | None) -> list[dict[str, Any]]:
+    if name is None or not Path(name).exists():
+        return []
+    return [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
+
+
+def _judged(
+    file: Path, bugs: int, slow: float, done: set[tuple[str, str]], folder: Path
+) -> Iterator[dict[str, Any]]:
+    """A row for each pair of a model that isn't done."""
     model = onnx.load(file)
-    seed = sum(file.stem.encode())
-    for kind, pair, other in _pairs(model, file, bugs, seed, folder):
-        start = time.perf_counter()
+    effects = _Effects(model)
+    for kind, pair, other, mutant in _pairs(model, file, bugs, folder):
+        if {(kind, pair), ("idle", pair)} & done:
+            continue
+        effect = effects.of(mutant) if mutant is not None else None
+        start = time.process_time()
         try:
             found = bnfold.verify(model, other)
             verdict, r, reason = found.verdict, found.worst, found.reason
             where = found.first.value if found.first else ""
         except BnfoldError as error:
             verdict, r, reason, where = "refused", 0.0, str(error), ""
+        seconds = time.process_time() - start
+        if seconds > slow:
+            yield {"kind": "left out", "pair": "", "reason": f"one comparison takes {seconds:.0f} s of CPU"}
+            return
         yield {
-            "kind": kind, "pair": pair, "verdict": verdict, "r": float(f"{r:.4g}"), "reason": reason, "where": where,
-            "seconds": round(time.perf_counter() - start, 2), "tolerances": _tolerances(model, other),
+            "kind": "idle" if effect == 0 else kind, "pair": pair, "verdict": verdict, "r": float(f"{r:.4g}"),
+            "reason": reason, "where": where, "seconds": round(seconds, 2), "effect": effect,
+            "tolerances": _tolerances(model, other),
         }  # fmt: skip
+    yield {"kind": "end", "pair": ""}
 
 
 def _pairs(
-    model: ModelProto, file: Path, bugs: int, seed: int, folder: Path
-) -> Iterator[tuple[str, str, ModelProto]]:
+    model: ModelProto, file: Path, bugs: int, folder: Path
+) -> Iterator[tuple[str, str, ModelProto, ModelProto | None]]:
+    """Kind, name, the model to compare with, and the original with the bug."""
+    seed = sum(file.stem.encode())
     folded = _folded(model)
     if folded is not None:
-        yield "right", "fold", folded
-        yield from (("right", f"fold, {name}", v) for name, v in variants(folded, {"renamed": RIGHT["renamed"]}, seed))
-    yield from (("right", name, other) for name, other in variants(model, RIGHT, seed))
+        yield "right", "fold", folded, None
+        for name, other in variants(folded, {"renamed": RIGHT["renamed"]}, seed):
+            yield "right", f"fold, {name}", other, None
+    for name, other in variants(model, RIGHT, seed):
+        yield "right", name, other, None
     for tool in PEERS:
         call = TOOLS[tool][1]
         if installed(tool) and call is not None:
@@ -116,11 +143,11 @@ def _pairs(
             target.unlink(missing_ok=True)
             try:
                 call(str(file), str(target))
-                yield "right", tool, onnx.load(target)
+                other = onnx.load(target)
+                yield "right" if _loads(other) else "broken", tool, other, None
             except Exception as error:  # a stranger's code may raise anything
                 say(f"{file.name} | {tool} | {type(error).__name__}")
-    rng = np.random.default_rng(seed)
-    chosen = sorted(rng.permutation(len(BUGS))[:bugs])
+    chosen = sorted(np.random.default_rng(seed).permutation(len(BUGS))[:bugs])
     names = [list(BUGS)[index] for index in chosen]
     for kind, table_of in (("wrong", {name: BUGS[name] for name in names}), ("below", BELOW)):
         if kind == "below" and bugs < len(BUGS):
@@ -128,7 +155,16 @@ def _pairs(
         for name, mutant in variants(model, table_of, seed):
             result = _folded(mutant)
             if result is not None:
-                yield kind if _counts(model, mutant) else "idle", name, result
+                yield kind, name, result, mutant
+
+
+def _loads(model: ModelProto) -> bool:
+    """Whether it is a model at all: some tools write files that can't be loaded."""
+    try:
+        Runner(model)
+    except CannotRun:
+        return False
+    return True
 
 
 def _folded(model: ModelProto) -> ModelProto | None:
@@ -139,34 +175,61 @@ def _folded(model: ModelProto) -> ModelProto | None:
         return None
 
 
-def _counts(model: ModelProto, mutant: ModelProto) -> bool:
-    """Whether a bug reaches an output at all, in double, on the inputs that the verdict is found with."""
-    from bnfold.model_file import wrap
-    from bnfold.verify.inputs import drawn
-    from bnfold.verify.prepare import prepare
-    from bnfold.verify.runtime import CannotRun, Runner
-    from bnfold.verify.sides import Side
+class _Effects:
+    """What bugs do to the outputs of a model in double, in units of what moving all its weights does."""
 
-    try:
-        proto = prepare(wrap(model))
-        batches = drawn(proto, 0).batches
-        sides = [Side(proto, batches[0]), Side(prepare(wrap(mutant)), batches[0])]
-        for batch in batches:
-            x, y = (Runner(side.model).run(side.double_feeds(batch)) for side in sides)
-            if any(not np.array_equal(value, y[name]) for name, value in x.items()):
-                return True
-    except (CannotRun, BnfoldError):
-        return True
-    return False
+    def __init__(self, model: ModelProto) -> None:
+        self.noise: list[dict[str, float]] | None = None
+        try:
+            self.batches = drawn(proto := prepare(wrap(model)), 0).batches
+            side = Side(proto, self.batches[0])
+            names = [name for name in side.double_makers if name in {info.name for info in side.model.graph.output}]
+            runner = Runner(cut_model(side.model, {}, names, side.loose), names)
+            feeds = [side.double_feeds(batch) for batch in self.batches]
+            self.exact = [runner.run(given | _weights(side, runner, None)) for given in feeds]
+            self.noise = [
+                {n: _rms([noisy[n] - values[n] for noisy in runs]) for n in names if _is_float(values[n])}
+                for given, values in zip(feeds, self.exact, strict=True)
+                for runs in [[runner.run(given | _weights(side, runner, seed)) for seed in range(SEEDS)]]
+            ]
+        except (CannotRun, BnfoldError) as error:
+            say(f"effects can't be measured: {error}")
+
+    def of(self, mutant: ModelProto) -> float | None:
+        """The largest over the outputs; 0 if none shows anything, None if it can't be measured."""
+        if self.noise is None:
+            return None
+        largest = 0.0
+        try:
+            side = Side(prepare(wrap(mutant)), self.batches[0])
+            runner = Runner(side.model)
+            for batch, exact, noise in zip(self.batches, self.exact, self.noise, strict=True):
+                found = runner.run(side.double_feeds(batch))
+                for name, other in found.items():
+                    if name not in noise:
+                        largest = max(largest, float(np.any(exact.get(name, other) != other)))
+                    elif (error := _rms([other - exact[name]])) > 0:
+                        largest = max(largest, error / noise[name] if noise[name] else float("inf"))
+        except (CannotRun, BnfoldError):
+            return None
+        return float(f"{largest:.4g}")
+
+
+def _weights(side: Side, runner: Runner, seed: int | None) -> dict[str, Any]:
+    return {name: side.weight(name, seed) for name in runner.inputs if name in side.loose}
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _rms(values: list[Any]) -> float:
+    finite = [np.where(np.isfinite(value), value, 0.0) for value in values]
+    return float(np.sqrt(np.mean(np.square(finite)))) if finite[0].size else 0.0
 
 
 def _tolerances(a: ModelProto, b: ModelProto) -> dict[str, bool] | None:
     """Which tolerances let the pair pass; None if it can't be run."""
-    from bnfold.model_file import wrap
-    from bnfold.verify.inputs import drawn
-    from bnfold.verify.prepare import prepare
-    from bnfold.verify.runtime import CannotRun, Runner
-
     try:
         left, right = prepare(wrap(a)), prepare(wrap(b))
         feeds = drawn(left, 0).batches[0]
@@ -212,55 +275,6 @@ def probes() -> int:
     print(table(["oracle", "verdict", "results"], [[*key, str(count)] for key, count in sorted(counts.items())]))
     print("\n".join(["", *against]))
     return int(bool(counts["wrong", "equal"] or counts["right", "different"]))
-
-
-def report(rows: list[dict[str, Any]]) -> int:
-    """Print the tables."""
-    right = [row for row in rows if row["kind"] == "right"]
-    wrong = [row for row in rows if row["kind"] == "wrong"]
-    head = ["", "right pairs: false alarms", "wrong pairs: missed"]
-    lines = [[
-        "bnfold verify",
-        _share([row["verdict"] in ("different", "rounding-scale difference") for row in right]),
-        _share([row["verdict"] == "equal" for row in wrong]),
-    ]]  # fmt: skip
-    for name, (rtol, atol) in TOLERANCES.items():
-        alarms = [not row["tolerances"][name] for row in right if row["tolerances"]]
-        missed = [row["tolerances"][name] for row in wrong if row["tolerances"]]
-        lines.append([f"{name} (rtol {rtol:g}, atol {atol:g})", _share(alarms), _share(missed)])
-    print(table(head, lines))
-    print()
-    _by_pair(rows)
-    models = {row["model"] for row in rows}
-    unknown = Counter(row["verdict"] for row in rows if row["verdict"] in ("cannot tell", "refused"))
-    print(f"\n{len(models)} models, {len(right)} right and {len(wrong)} wrong pairs; {dict(unknown)}")
-    alarms = [row for row in right if row["verdict"] in ("different", "rounding-scale difference")]
-    missed = [row for row in wrong if row["verdict"] == "equal"]
-    for what, found in (("false alarm", alarms), ("missed", missed)):
-        for row in found:
-            print(f"{what}: {row['model']}, {row['pair']}: r = {row['r']}, {row['reason']}")
-    return int(bool(alarms) or len(missed) > 0.005 * len(wrong))
-
-
-def _share(flags: list[bool]) -> str:
-    return f"{sum(flags)} of {len(flags)} ({100 * sum(flags) / max(len(flags), 1):.1f} %)"
-
-
-def _by_pair(rows: list[dict[str, Any]]) -> None:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[row["kind"], row["pair"]].append(row)
-    lines = []
-    for (kind, pair), group in groups.items():
-        verdicts = Counter(row["verdict"] for row in group)
-        told = [row["r"] for row in group if row["verdict"] != "cannot tell"]
-        extreme = (max if kind == "right" else min)(told, default=0.0)
-        passed = [sum(row["tolerances"][name] for row in group if row["tolerances"]) for name in TOLERANCES]
-        lines.append([kind, pair, *(str(verdicts[v]) for v in ("equal", "rounding-scale difference", "different",
-                      "cannot tell")), f"{extreme:.3g}", *map(str, passed)])  # fmt: skip
-    head = ["", "pair", "equal", "rounding", "different", "cannot tell", "max r (right), min r",
-            *(f"{name} passes" for name in TOLERANCES)]  # fmt: skip
-    print(table(head, lines))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from bnfold.errors import NotEquivalentError as NotEquivalentError
     from bnfold.errors import OutputError as OutputError
     from bnfold.errors import UsageError as UsageError
+    from bnfold.insert.api import Inserted as Inserted
+    from bnfold.insert.api import InsertResult as InsertResult
+    from bnfold.insert.api import insert as insert
     from bnfold.inspection import Inspection as Inspection
     from bnfold.inspection import inspect as inspect
     from bnfold.recalibrate.api import RecalibrationResult as RecalibrationResult
@@ -45,6 +48,7 @@ _HOMES = {
         "BnfoldError", "CalibrationDataError", "ExternalDataError", "ModelError", "NotEquivalentError", "OutputError",
         "UsageError",
     ),
+    "bnfold.insert.api": ("InsertResult", "Inserted", "insert"),
     "bnfold.inspection": ("Inspection", "inspect"),
     "bnfold.recalibrate.api": ("RecalibrationResult", "recalibrate"),
     "bnfold.recalibrate.drift": ("Drift",),

@@ -118,6 +118,8 @@ def fold(
     verify: bool | Literal["full"] = True,
     require_verify: bool = False,
     keep_overridable: bool = False,
+    merge: bool = True,
+    kept: Literal["reduce", "keep"] = "reduce",
 ) -> FoldResult:
     """Remove BatchNormalization from a model without changing what it computes.
 
@@ -134,19 +136,24 @@ def fold(
             them, `verification.skipped` says why. 'full': the result is judged as `bnfold.verify` does, too.
         require_verify: whether that is an error.
         keep_overridable: whether initializers that are graph inputs too stay so; by default they are frozen.
+        merge: whether parallel branches, and linear nodes in a row, become one node where that is no more work.
+        kept: what becomes of a BN that can't go whole: 'reduce' it to an Add (or a Mul) where its scale (its shift) can
+            go, or 'keep' it a BN.
 
     Raises:
         UsageError: no model, or arguments that contradict each other.
         ModelError: the model isn't sound, or its data can't be read.
         NotEquivalentError: a check failed, or could not be made though it is required.
     """
+    if kept not in ("reduce", "keep"):
+        raise UsageError(f"kept is 'reduce' or 'keep', not {quoted(kept)}")
     if require_verify and not verify:
         raise UsageError("the relation check can't be both required and left out; drop one of the two")
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
     original, give_back = open_model(model)
     with naming(original.path):
         log.info("folding")
-        folding, verification = _fold(original, Options(only, skip, keep_overridable), verify)
+        folding, verification = _fold(original, Options(only, skip, keep_overridable, merge, kept), verify)
         if require_verify and verification.skipped and _has_changed(folding):
             what = f"the relation check, which is required, can't be made: {verification.skipped}"
             raise NotEquivalentError(what)

@@ -195,6 +195,8 @@ class Constants:
             inputs = inputs[:1]
         if any(have is None and need is not None for have, need in zip(inputs, node.inputs, strict=False)):
             return None
+        if node.op == "Identity":  # the only expression of many a file: the evaluator's import takes 50 ms
+            return inputs[0]
         if node.op not in VIEWS and _size_of_result(node, inputs) > MAX_ELEMENTS:
             return None
         if _differs_by_runtime(node, inputs):

@@ -1,26 +1,139 @@
-"""ONNX's shape inference, as far as it goes, on any file.
+"""ONNX's shape inference, kept from ending the process.
 
-It has to be told apart what is worth asking: inference with data propagation follows the contents of small vectors
-through the graph, and of a vector that is concatenated with itself sixty times it would write down every element.
+A window larger than its input gives a negative size, and a Slice of one is a failed assertion inside the onnx library:
+the process aborts, and no `except` helps.  The model need not be at fault: `shapes` tries small sizes on purpose.  So
+Slices below ops with windows are hidden from inference at first, and shown as soon as the sizes above them are known
+and none is negative.
+
+Nor from filling the memory: with data propagation it follows the contents of small vectors through the graph, and of
+a vector that is concatenated with itself sixty times it would write down every element.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 import onnx
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from bnfold.graph import Container, bodies_of
 
+# Ops whose output may be smaller than nothing.
+WINDOWS = frozenset(
+    """AveragePool CenterCropPad Conv ConvInteger ConvTranspose DeformConv LpPool MaxPool MaxUnpool Pad
+    QLinearConv""".split()
+)
 # Elements of a vector whose contents are followed; those of shapes have a handful.
 LONGEST_VECTOR = 1 << 16
+HIDDEN = "HiddenSlice"  # no op of ONNX: inference passes it by
+UNKNOWN = -1  # all bits: windows inside of bodies and functions, whose sizes nobody tells
+
+
+@dataclass(frozen=True)
+class _Window:
+    """An output of an op with a window, and the Slices above it, as bits."""
+
+    name: str
+    slices: int
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A Slice, its own bit, and the windows above it, as bits."""
+
+    node: NodeProto
+    bit: int
+    windows: int
 
 
 def infer_shapes(model: ModelProto) -> ModelProto:
-    """The model with the shapes and types that ONNX can infer; the same where it can't."""
+    """A copy of the model with its shapes and types, as far as ONNX's inference gets; the model itself if it fails.
+
+    Negative sizes of inputs, by which some exporters mean unknown ones, are cleared in the model.
+    """
+    for info in model.graph.input:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.Clear()
+    windows, hidden = _doubtful(model)
+    for each in hidden:
+        each.node.op_type = HIDDEN
+    try:
+        while True:
+            inferred = _inferred(model)
+            sound = _sound(inferred, windows, hidden) if hidden else 0
+            shown = [each for each in hidden if not each.windows & ~sound]
+            if not shown:
+                return inferred
+            for each in shown:
+                each.node.op_type = "Slice"
+            hidden = [each for each in hidden if each not in shown]
+    finally:
+        for each in hidden:
+            each.node.op_type = "Slice"
+
+
+def _inferred(model: ModelProto) -> ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=_stays_small(model))
-    except Exception:  # best effort: what stays unknown is not used
+    except Exception:  # inference is best effort: what stays unknown is simply not folded through
         return model
+
+
+def _doubtful(model: ModelProto) -> tuple[list[_Window], list[_Slice]]:
+    """The windows of the main graph, and the Slices below any, there or inside of bodies and functions."""
+    windows: list[_Window] = []
+    slices: list[_Slice] = []
+    inner = [*_inside(model.graph.node), *(node for f in model.functions for node in (*f.node, *_inside(f.node)))]
+    if not any(node.op_type == "Slice" for node in (*model.graph.node, *inner)):
+        return windows, slices
+    unknown = any(node.op_type in WINDOWS for node in inner)
+    reached: dict[str, tuple[int, int]] = {}  # bits of the windows and of the Slices above a value
+    for node in model.graph.node:
+        pairs = [reached[name] for name in node.input if name in reached]
+        if node.domain or any(attribute.HasField("g") for attribute in node.attribute):  # whatever it captures
+            pairs.append((UNKNOWN if unknown else (1 << len(windows)) - 1, (1 << len(slices)) - 1))
+        seen = cut = 0
+        for pair in pairs:
+            seen, cut = seen | pair[0], cut | pair[1]
+        if node.op_type == "Slice" and seen:
+            slices.append(_Slice(node, 1 << len(slices), seen))
+            cut |= slices[-1].bit
+        elif node.op_type in WINDOWS and node.output:
+            windows.append(_Window(node.output[0], cut))
+            seen |= 1 << (len(windows) - 1)
+        if seen:
+            reached.update(dict.fromkeys(node.output, (seen, cut)))
+    everything = UNKNOWN if unknown else (1 << len(windows)) - 1
+    for node in inner if everything else ():
+        if node.op_type == "Slice":
+            slices.append(_Slice(node, 1 << len(slices), everything))
+    return windows, slices
+
+
+def _inside(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes of the bodies of these nodes."""
+    pending = [attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")]
+    while pending:
+        body = pending.pop()
+        yield from body.node
+        pending += [attribute.g for node in body.node for attribute in node.attribute if attribute.HasField("g")]
+
+
+def _sound(inferred: ModelProto, windows: list[_Window], hidden: list[_Slice]) -> int:
+    """Bits of the windows that are known not to be negative, and will not become so when Slices are shown."""
+    above = sum(each.bit for each in hidden)
+    tensors = {info.name: info.type.tensor_type for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    sound = 0
+    for number, window in enumerate(windows):
+        tensor = tensors.get(window.name)
+        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim] if tensor else []
+        if any(size is not None and size < 0 for size in sizes):
+            continue
+        known = bool(sizes) and None not in sizes
+        sound |= (known or not window.slices & above) << number
+    return sound
 
 
 def _stays_small(model: ModelProto) -> bool:

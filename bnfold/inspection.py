@@ -19,7 +19,7 @@ from bnfold.fold import Folding, Options, fold_model
 from bnfold.frontends import naming, open_model
 from bnfold.graph import Graph, Node, Scope
 from bnfold.model_file import LoadedModel
-from bnfold.report import Counts, Entry
+from bnfold.report import Counts, Entry, Merge
 from bnfold.shapes import Shapes
 from bnfold.wire import tensors
 
@@ -132,6 +132,7 @@ class Inspection:
         before, after: per-channel ops as they are, and as a fold leaves them.
         nodes_after: nodes that a fold leaves.
         notices: what a fold would tell besides.
+        merges: nodes that would become one.
     """
 
     facts: ModelFacts
@@ -140,6 +141,7 @@ class Inspection:
     after: Counts
     nodes_after: int
     notices: tuple[str, ...]
+    merges: tuple[Merge, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -151,12 +153,13 @@ class Inspection:
                 "batch_norms": {"before": self.before.batch_norms, "after": self.after.batch_norms},
                 "per_channel_ops": {"before": self.before.per_channel_ops, "after": self.after.per_channel_ops},
                 "nodes": {"before": self.facts.nodes, "after": self.nodes_after},
+                "merges": [asdict(merge) for merge in self.merges],
             },
             "notices": list(self.notices),
         }
 
 
-def inspect(model: Any, *, keep_overridable: bool = False) -> Inspection:
+def inspect(model: Any, *, keep_overridable: bool = False, merge: bool = True) -> Inspection:
     """Look at a model: its facts, every BatchNormalization, and what a fold would do. Nothing is written.
 
     >>> norm = inspect("sample_models/digits_cnn.onnx").batch_norms[0]
@@ -166,6 +169,7 @@ def inspect(model: Any, *, keep_overridable: bool = False) -> Inspection:
     Args:
         model: as `fold` takes it; it is not changed.
         keep_overridable: as for `fold`.
+        merge: as for `fold`.
 
     Raises:
         UsageError: no model.
@@ -173,7 +177,7 @@ def inspect(model: Any, *, keep_overridable: bool = False) -> Inspection:
     """
     loaded, _ = open_model(model)
     with naming(loaded.path):
-        folding = fold_model(loaded, Options(keep_overridable=keep_overridable))
+        folding = fold_model(loaded, Options(keep_overridable=keep_overridable, merge=merge))
         copy = ModelProto()
         copy.CopyFrom(loaded.proto)  # the view may sort nodes
         graph = Graph(copy)
@@ -181,7 +185,9 @@ def inspect(model: Any, *, keep_overridable: bool = False) -> Inspection:
         norms = tuple(_batch_norms(graph, shapes, folding))
         facts = _facts(loaded, graph)
     report = folding.report
-    return Inspection(facts, norms, report.before, report.after, report.nodes_after, report.notices)
+    return Inspection(
+        facts, norms, report.before, report.after, report.nodes_after, report.notices, report.merges
+    )
 
 
 # -- BatchNormalizations ----------------------------------------------------------------------------

@@ -53,6 +53,12 @@ class LoadedModel:
     path: Path | None
     notices: list[str] = field(default_factory=list)
 
+    def copy(self) -> LoadedModel:
+        """To be edited; it holds no weights of its own."""
+        proto = ModelProto()
+        proto.CopyFrom(self.proto)
+        return LoadedModel(proto, self.weights, self.path)
+
 
 def load(path: str | os.PathLike[str]) -> LoadedModel:
     """Open the model at `path`: its structure is read, its weights are not.

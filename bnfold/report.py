@@ -49,7 +49,7 @@ class Entry:
         scope: '' for the main graph, else the body or function it is in.
         outcome: 'folded', 'reduced' (to an Add or a Mul) or 'kept'.
         route: how it went: 'backward' into what produces its input, 'forward' into what reads its output,
-            'both ways'; '' if it stayed.
+            'both ways', or 'merged' together with the branch that it is in; '' if it stayed.
         into: names of the nodes whose parameters took it in.
         reason: why it stays, a code of `REASONS`; '' if it went.
         obstacle: the node in the way, if one is.
@@ -65,6 +65,31 @@ class Entry:
     reason: str = ""
     obstacle: str | None = None
     sentence: str = ""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One linear node in place of several: parallel branches, or nodes in a row.
+
+    Attributes:
+        name: the node that is left, which was one of them.
+        op: its op type.
+        scope: '' for the main graph, else the body or function it is in.
+        parts: names of the nodes that it stands for, its own included.
+        multiply_adds: before and after.
+        per_image: whether they are those of one image; else of one position of the output, since its size is unknown.
+        weight_bytes: of parameters, before and after.
+        nodes: before and after.
+    """
+
+    name: str
+    op: str
+    scope: str
+    parts: tuple[str, ...]
+    multiply_adds: tuple[int, int]
+    per_image: bool
+    weight_bytes: tuple[int, int]
+    nodes: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,7 @@ class FoldReport:
     nodes_before: int
     nodes_after: int
     notices: tuple[str, ...] = field(default=())
+    merges: tuple[Merge, ...] = field(default=())
 
     @property
     def folded(self) -> tuple[Entry, ...]:
@@ -108,6 +134,7 @@ class FoldReport:
             "batch_norms": {"before": self.before.batch_norms, "after": self.after.batch_norms},
             "per_channel_ops": {"before": self.before.per_channel_ops, "after": self.after.per_channel_ops},
             "nodes": {"before": self.nodes_before, "after": self.nodes_after},
+            "merges": [asdict(merge) for merge in self.merges],
             "entries": [asdict(entry) | {"into": list(entry.into)} for entry in self.entries],
             "notices": list(self.notices),
         }

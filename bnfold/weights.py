@@ -32,6 +32,9 @@ LARGE = 1024
 # Bytes handed to the system at a time.  Writing 1 GB out of a map in such blocks, letting each go
 # when it is written, took 0.30 s where `cp` took 0.52 s and reading into a buffer 1.7 s (ext4).
 BLOCK = 8 << 20
+# Bytes of a new tensor from which on the pages that it was made from are let go: what is written has been read once.
+# With 8 MB in place of 64 kB, folding inception_v3 (88 MB) held 152 MB instead of 78 MB.
+RELEASE = 1 << 16
 
 # Random, so that no file can carry a token: the bytes of a file can't point into a Weights.
 _NONCE = os.urandom(16)
@@ -144,7 +147,7 @@ class Deferred(Source):
             yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
         if total < self.nbytes:
             raise self._bug(f"{total} bytes were made of the announced {self.nbytes}")
-        if total >= BLOCK:  # what it was made from would stay mapped, tensor after tensor
+        if total >= RELEASE:  # what it was made from would stay mapped, tensor after tensor
             for file in self.reads:
                 file.forget(0, len(file.view))
 

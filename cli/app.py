@@ -26,6 +26,7 @@ Examples:
   bnfold fold model.onnx               writes model.folded.onnx
   bnfold verify a.onnx b.onnx          do both compute the same?
   bnfold recalibrate model.onnx --data images/     statistics from your own data
+  bnfold insert model.onnx --data images/          gives it BatchNorm, without changing what it computes
 
 \b
 Exit codes:
@@ -71,6 +72,14 @@ Examples:
 
 Use the preprocessing and the augmentation of training. What is measured on other images than the network was trained
 on is wrong for it: plain images instead of augmented ones cost a healthy CIFAR-10 resnet20 3.5 points of accuracy.
+"""
+
+INSERT_EXAMPLES = """\b
+Examples:
+  bnfold insert m.onnx --data data.npz:calib_x      same function, with BatchNorm; writes m.bn.onnx beside it
+  bnfold insert m.onnx --mode fresh                 gamma 1, beta 0: another function, to be trained
+  bnfold insert m.onnx --data d.npz:x --where all --skip '*head*'
+  bnfold insert m.onnx --data d.npz:x --training-nodes --upgrade
 """
 
 # Plain help: rich's boxes would take more than half of the time of `bnfold --help`.
@@ -121,6 +130,12 @@ def fold(
     keep_overridable: Annotated[
         bool, typer.Option("--keep-overridable", help="Leave initializers alone that are graph inputs too.")
     ] = False,
+    no_merge: Annotated[
+        bool, typer.Option("--no-merge", help="Keep parallel branches: don't make one node of several.")
+    ] = False,
+    kept: Annotated[
+        str, typer.Option("--kept", metavar="HOW", help="BN that can't go whole: 'reduce' (to an Add) or 'keep'.")
+    ] = "reduce",
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="PATTERN", help="Fold only nodes with such a name (* ? [...]); repeatable."),
@@ -139,8 +154,8 @@ def fold(
     return partial(
         run, model, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
         no_verify=no_verify,
-        require_verify=require_verify, keep_overridable=keep_overridable, only=only or (), skip=skip or (),
-        json=json, quiet=quiet, verbose=verbose,
+        require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
+        only=only or (), skip=skip or (), json=json, quiet=quiet, verbose=verbose,
     )  # fmt: skip
 
 
@@ -150,12 +165,13 @@ def inspect(
     keep_overridable: Annotated[
         bool, typer.Option("--keep-overridable", help="As for fold: such initializers are no constants.")
     ] = False,
+    no_merge: Annotated[bool, typer.Option("--no-merge", help="As for fold: parallel branches stay.")] = False,
     json: Json = False,
 ) -> Job:
     """Show every BatchNorm of a model: neighbours, statistics, and what a fold would do with it."""
     from .inspect import run
 
-    return partial(run, model, keep_overridable=keep_overridable, json=json)
+    return partial(run, model, keep_overridable=keep_overridable, no_merge=no_merge, json=json)
 
 
 @app.command(epilog=VERIFY_EXAMPLES)
@@ -239,6 +255,50 @@ def recalibrate(
         source_weight=source_weight, unbiased=unbiased, freeze=freeze, batch_size=batch_size, samples=samples,
         seed=seed, only=only or (), skip=skip or (), provider=provider, cache_size=cache_size, labels=labels,
         test=test, metric=metric, plot=plot, only_if_better=only_if_better, undo=undo, restore=restore,
+    )  # fmt: skip
+    images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
+              "augment": augment}  # fmt: skip
+    return partial(run, request, images, json=json, quiet=quiet, verbose=verbose)
+
+
+@app.command(epilog=INSERT_EXAMPLES)
+def insert(
+    model: Model,
+    data: options.Data = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="By default NAME.bn.onnx beside MODEL.")
+    ] = None,
+    in_place: options.InPlace = False,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    mode: options.InsertMode = "preserve",
+    where: options.Where = "before-activation",
+    training_nodes: options.TrainingNodes = False,
+    upgrade: options.Upgrade = False,
+    only: options.OnlyBehind = None,
+    skip: options.SkipBehind = None,
+    batch_size: options.BatchSize = 64,
+    samples: options.Samples = None,
+    seed: options.Seed = 0,
+    provider: options.Provider = "cpu",
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    layout: options.Layout = None,
+    scale: options.Scale = None,
+    augment: options.Augment = None,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Every BatchNorm, every layer without.")] = False,
+) -> Job:
+    """Give a model BatchNorm behind its linear layers, without changing what it computes."""
+    from .insert import Request, run
+
+    request = Request(
+        model, data=data, output=output, in_place=in_place, force=force, dry_run=dry_run, mode=mode, where=where,
+        training_nodes=training_nodes, upgrade=upgrade, batch_size=batch_size, samples=samples, seed=seed,
+        only=only or (), skip=skip or (), provider=provider,
     )  # fmt: skip
     images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
               "augment": augment}  # fmt: skip

@@ -22,6 +22,8 @@ def run(
     no_verify: bool,
     require_verify: bool,
     keep_overridable: bool,
+    no_merge: bool,
+    kept: str,
     only: Sequence[str],
     skip: Sequence[str],
     json: bool,
@@ -35,6 +37,8 @@ def run(
         raise UsageError("--in-place and --output contradict each other; choose one")
     if verify not in ("usual", "full"):
         raise UsageError(f"--verify is 'usual' or 'full', not {quoted(verify)}")
+    if kept not in ("reduce", "keep"):
+        raise UsageError(f"--kept is 'reduce' or 'keep', not {quoted(kept)}")
     if no_verify and verify == "full":
         raise UsageError("--verify full and --no-verify contradict each other; choose one")
     if require_verify and no_verify:
@@ -51,7 +55,8 @@ def run(
             check_output(target, overwrite, [])
         result = bnfold.fold(
             model, only=only, skip=skip, verify="full" if verify == "full" else not no_verify,
-            require_verify=require_verify, keep_overridable=keep_overridable,
+            require_verify=require_verify, keep_overridable=keep_overridable, merge=not no_merge,
+            kept="keep" if kept == "keep" else "reduce",
         )  # fmt: skip
         files = [] if dry_run else result.save(target, overwrite=overwrite)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from . import render
 
 
-def run(model: str, *, keep_overridable: bool, json: bool) -> None:
+def run(model: str, *, keep_overridable: bool, no_merge: bool, json: bool) -> None:
     """Do what the command line asks for; see `bnfold inspect --help`."""
     import bnfold
 
-    found = bnfold.inspect(model, keep_overridable=keep_overridable)
+    found = bnfold.inspect(model, keep_overridable=keep_overridable, merge=not no_merge)
     if json:
         render.as_json(found.to_dict())
     else:

@@ -1,4 +1,4 @@
-"""The options of `bnfold recalibrate`, which has many: each with its help, by name."""
+"""The options of `bnfold recalibrate` and `bnfold insert`, which have many: each with its help, by name."""
 
 from __future__ import annotations
 
@@ -69,3 +69,24 @@ OnlyIfBetter = Annotated[
 ]
 Undo = Annotated[Text, _option("--undo", metavar="FILE", text="Keep the old statistics there.")]
 Restore = Annotated[Text, _option("--restore", metavar="FILE", text="Put back what --undo kept; measures nothing.")]
+
+_MODE = (
+    "preserve: the function stays, gamma and beta undo what mean and variance do; fresh: gamma 1, beta 0, to train."
+)
+_WHERE = (
+    "before-activation: outputs of Conv, ConvTranspose, Gemm and MatMul that go into an activation, through a residual "
+    "Add too; all: every such output but the last."
+)
+
+InsertMode = Annotated[str, _option("--mode", metavar="NAME", text=_MODE)]
+Where = Annotated[str, _option("--where", metavar="NAME", text=_WHERE)]
+TrainingNodes = Annotated[
+    bool, typer.Option("--training-nodes", help="BatchNorms in training mode, with three outputs; takes opset 14.")
+]
+Upgrade = Annotated[
+    bool, typer.Option("--upgrade", help="Convert a model whose opset is too low, by onnx's version converter.")
+]
+OnlyBehind = Annotated[
+    Patterns, _option("--only", metavar="PATTERN", text="Only behind nodes of such a name (* ?); repeatable.")
+]
+SkipBehind = Annotated[Patterns, _option("--skip", metavar="PATTERN", text="None behind such nodes; repeatable.")]

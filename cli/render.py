@@ -20,6 +20,7 @@ from bnfold.errors import quoted
 if TYPE_CHECKING:
     from bnfold import Entry, FoldResult, Inspection
     from bnfold.inspection import BatchNorm, Neighbour, Port
+    from bnfold.report import Merge
 
 Row = tuple[str, str]
 LABEL_WIDTH = 9
@@ -118,6 +119,7 @@ def folded(
     rows += _checks(result)
     if verbose:
         rows += [(entry.outcome, _entry(entry)) for entry in result.report.entries]
+        rows += [("merged", _merge(merge)) for merge in result.report.merges]
     else:
         rows += _kept(result.kept)
     notices = result.notices if verbose or len(result.notices) <= NOTICES else result.notices[:NOTICES]
@@ -139,6 +141,43 @@ def _counts(result: FoldResult) -> Iterator[Row]:
     yield "BN", _change(report.before.batch_norms, report.after.batch_norms) + note
     yield "ops", f"{_change(report.before.per_channel_ops, report.after.per_channel_ops)} {PER_CHANNEL}"
     yield "nodes", _change(report.nodes_before, report.nodes_after)
+    yield from _merged(report.merges)
+
+
+def _merged(merges: Sequence[Merge]) -> Iterator[Row]:
+    """What merging saves, in all; of nodes whose size is unknown it is known for one position of their output."""
+    if not merges:
+        return
+    pairs = [(merge.nodes, merge.multiply_adds, merge.weight_bytes) for merge in merges]
+    nodes, work, bytes_ = ([sum(pair[k] for pair in of) for k in (0, 1)] for of in zip(*pairs, strict=True))
+    done = f"{number(work[0])} → {number(work[1])} multiply-adds {_per(merges[0])}, "
+    if len({merge.per_image for merge in merges}) > 1:
+        done = ""
+    yield "merged", f"{nodes[0]} nodes → {nodes[1]}: {done}{size(bytes_[0])} → {size(bytes_[1])} of weights"
+
+
+def _per(merge: Merge) -> str:
+    return "an image" if merge.per_image else "a position"
+
+
+def number(count: int) -> str:
+    """A number for people.
+
+    >>> number(950), number(64_000), number(1_234_000_000)
+    ('950', '64 k', '1.2 G')
+    """
+    for unit, name in ((10**9, "G"), (10**6, "M")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1000:.0f} k" if count >= 1000 else str(count)
+
+
+def _merge(merge: Merge) -> str:
+    others = [name for name in merge.parts if name != merge.name]
+    shown = ", ".join(quoted(name) for name in others[:NAMES])
+    shown += f" and {len(others) - NAMES} more" if len(others) > NAMES else ""
+    work = f"{number(merge.multiply_adds[0])} → {number(merge.multiply_adds[1])} multiply-adds"
+    return f"{merge.op} {quoted(merge.name)}  took in {shown}: {work} {_per(merge)}"
 
 
 def _change(before: int, after: int) -> str:
@@ -214,6 +253,7 @@ def inspected(found: Inspection) -> None:
         *_ports("output", facts.outputs),
         ("BN", f"{before.batch_norms}; a fold leaves {after.batch_norms}" if before.batch_norms else "none"),
         ("ops", f"{before.per_channel_ops} {PER_CHANNEL}; a fold leaves {after.per_channel_ops}"),
+        *_merged(found.merges),
         *_kept([norm.fold for norm in found.batch_norms if norm.fold.outcome == "kept"]),
     ]
     show(rows)

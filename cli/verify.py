@@ -6,10 +6,14 @@ import json as jsonlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError, quoted
 
 from . import render, verdict
+
+if TYPE_CHECKING:
+    from bnfold import Comparison
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -55,11 +59,8 @@ def run(
             )
     title = check or " and ".join(os.path.basename(name) for name in (a, b) if name)
     if certificate is not None:
-        from bnfold.verify.certificate import certificate as certify
-
         assert a is not None
-        content = certify(found, a, b, data, Path(certificate).absolute().parent)
-        _write(certificate, jsonlib.dumps(render.finite(content), indent=2) + "\n")
+        _certify(found, a, b, data, certificate)
     if junit is not None:
         from bnfold.verify.junit import junit as as_junit
 
@@ -68,7 +69,6 @@ def run(
         from bnfold.verify.plot import plot as draw
 
         draw(found, plot, title)
-
     code = found.exit_code(strict)
     if json:
         render.as_json({"a": a, "b": b, "exit_code": code} | found.to_dict())
@@ -100,6 +100,13 @@ def _demand_places(files: Sequence[str], plot: str | None, inputs: Sequence[str]
     for name in files:
         check_output(Path(name), True, [])
     demand_apart(files, [*inputs, *data_files(inputs)])
+
+
+def _certify(found: Comparison, a: str, b: str | None, data: str | None, path: str) -> None:
+    from bnfold.verify.certificate import certificate
+
+    content = certificate(found, a, b, data, Path(path).absolute().parent)
+    _write(path, jsonlib.dumps(render.finite(content), indent=2) + "\n")
 
 
 def _write(path: str, text: str) -> None:

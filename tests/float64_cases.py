@@ -290,7 +290,70 @@ def old(attributes: Callable[[Rng], dict[str, Any]], opset: int, outputs: int = 
     return lambda rng: Case([_x(rng, *(shape or (2, 3, 4, 6)))], attributes(rng), opset, outputs=outputs)
 
 
+def fused_conv(rng: Rng) -> Case:
+    plain = [(name, []) for name in ("Relu", "Tanh", "Sigmoid")]
+    name, parameters = _pick(rng, *plain, ("LeakyRelu", [0.1]), ("Clip", [-0.5, 0.5]), ("HardSigmoid", [0.2, 0.5]))
+    attributes = {"activation": name, "pads": [1, 1, 0, 0], "strides": [2, 1]}
+    attributes |= {"activation_params": parameters} if parameters else {}
+    return Case([_x(rng, 2, 3, 6, 7), _x(rng, 4, 3, 2, 3), _x(rng, 4)], attributes, reference=False)
+
+
+def fused_gemm(rng: Rng) -> Case:
+    attributes = {"activation": _pick(rng, "Relu", "Tanh", "LeakyRelu"), "activation_alpha": 0.1}
+    inputs = [_x(rng, 3, 4), _x(rng, 5, 4), *([_x(rng, 5)] if rng.random() < 0.7 else [])]
+    return Case(inputs, attributes | {"transB": 1, "alpha": 0.5, "beta": 2.0}, reference=False)
+
+
+def fused_matmul(rng: Rng) -> Case:
+    first, second = rng.integers(0, 2, 2)
+    left, right = ((2, 5, 3), (2, 3, 5))[first], ((2, 3, 4), (2, 4, 3))[second]
+    attributes = {"transA": int(first), "transB": int(second), "alpha": 0.5}
+    return Case([_x(rng, *left), _x(rng, *right)], attributes, reference=False)
+
+
+def biased(*sizes: int, **attributes: Any) -> Maker:
+    """A function of a tensor and vectors along its last axis, the last of which may be left out."""
+
+    def make(rng: Rng) -> Case:
+        vectors = [_x(rng, *((2, 5, 8) if size == 3 else (8,))) for size in sizes]
+        return Case([_x(rng, 2, 5, 8), *vectors], attributes, reference=False)
+
+    return make
+
+
+def _quantisation(rng: Rng, shape: tuple[int, ...], kind: str) -> tuple[list[Array], dict[str, Any]]:
+    axis = int(rng.integers(-1, len(shape)))
+    size = () if axis < 0 else (shape[axis],)
+    zero = rng.integers(np.iinfo(kind).min // 4, np.iinfo(kind).max // 4 + 1, size).astype(kind)
+    return [rng.uniform(0.01, 0.1, size).astype(np.float32), zero], {"axis": axis} if axis >= 0 else {}
+
+
+def quantize(rng: Rng) -> Case:
+    kind, x = _pick(rng, "int8", "uint8"), 3 * _x(rng, 3, 4, 5)
+    (scale, zero), attributes = _quantisation(rng, x.shape, kind)
+    if kind == "uint8" and rng.random() < 0.3:
+        return Case([x, scale], attributes, reference=False)
+    return Case([x, scale, zero], attributes, reference=False)
+
+
+def dequantize(rng: Rng) -> Case:
+    kind = _pick(rng, "int8", "uint8")
+    x = rng.integers(np.iinfo(kind).min, np.iinfo(kind).max + 1, (3, 4, 5)).astype(kind)
+    (scale, zero), attributes = _quantisation(rng, x.shape, kind)
+    return Case([x, scale] if rng.random() < 0.3 else [x, scale, zero], attributes, reference=False)
+
+
 CASES: dict[str, list[Maker]] = {
+    "com.microsoft:FusedConv": [fused_conv],
+    "com.microsoft:FusedGemm": [fused_gemm],
+    "com.microsoft:FusedMatMul": [fused_matmul],
+    "com.microsoft:Gelu": [elementwise(reference=False)],
+    "com.microsoft:BiasGelu": [biased(1)],
+    "com.microsoft:FastGelu": [biased(), biased(1)],
+    "com.microsoft:QuickGelu": [elementwise(reference=False, alpha=(1, 2))],
+    "com.microsoft:SkipLayerNormalization": [biased(3, 1), biased(3, 1, 1, epsilon=1e-3), biased(3, 1, 1, 1)],
+    "QuantizeLinear": [quantize],
+    "DequantizeLinear": [dequantize],
     "LeakyRelu": [elementwise(alpha=(-0.5, 0.5))],
     "PRelu": [prelu],
     "ThresholdedRelu": [elementwise(alpha=(-1, 2))],

@@ -145,7 +145,8 @@ def _noise(model: ModelProto, feeds: Feeds, expected: Feeds, ulp: float) -> dict
         moved = jittered(as_float64(model), ulp, rng)
         for name, value in run_float64(moved, {k: _jitter(v, ulp, rng) for k, v in feeds.items()}).items():
             squares[name] += _rms(value - expected[name]) ** 2 / 3
-    return {name: max(squares[name] ** 0.5, ulp / 2 * _rms(value)) for name, value in expected.items()}
+    # What is 0 to the bit (padding seen alone) needn't be so as the sum of a shift and what undoes it.
+    return {name: max(squares[name] ** 0.5, ulp / 2 * (_rms(value) or 1.0)) for name, value in expected.items()}
 
 
 def jittered(model: ModelProto, ulp: float, rng: np.random.Generator) -> ModelProto:

@@ -75,7 +75,7 @@ def concat(b: Builder, x: Value) -> None:
         parts.append(b.weight(x.shape, x.dtype))
     if b.chance(2):
         parts.reverse()
-    b.one("Concat", *parts, axis=axis - x.rank if b.chance(2) else axis)
+    b.one("Concat", *parts, axis=axis - x.rank if b.opset >= 11 and b.chance(2) else axis)
 
 
 def _beside(one: tuple[int, ...], other: tuple[int, ...], axis: int) -> bool:

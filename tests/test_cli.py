@@ -136,7 +136,7 @@ def test_help_of_fold_names_every_option() -> None:
 
 def test_completion_script() -> None:
     env = {**os.environ, "_BNFOLD_COMPLETE": "complete_bash", "COMP_WORDS": "bnfold in", "COMP_CWORD": "1"}
-    assert ok(env=env).split() == ["inspect"]
+    assert ok(env=env).split() == ["inspect", "insert"]
 
 
 def imported(*arguments: object) -> set[str]:

@@ -18,6 +18,8 @@ from onnx.parser import parse_model
 
 from bnfold.model_file import load
 from bnfold.verify.float64 import Unsupported, to_float64
+from bnfold.verify.large import Model
+from bnfold.verify.large import reference as reference_to
 from bnfold.verify.prepare import prepare
 
 Array = npt.NDArray[Any]
@@ -53,7 +55,8 @@ def node_model(
     names = [f"i{k}" if v is not None else "" for k, v in enumerate(case.inputs)]
     while names and not names[-1]:
         names.pop()
-    node = helper.make_node(op_type, names, outputs, **case.attributes)
+    domain, _, op_type = op_type.rpartition(":")
+    node = helper.make_node(op_type, names, outputs, domain=domain, **case.attributes)
     constants = {f"i{k}" for k in case.constants} & set(arrays)
     feeds = {name: value for name, value in arrays.items() if name not in constants}
     graph = helper.make_graph(
@@ -62,7 +65,8 @@ def node_model(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [numpy_helper.from_array(arrays[name], name) for name in sorted(constants)],
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", case.opset)], ir_version=8), feeds
+    opsets = [helper.make_opsetid("", case.opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8), feeds
 
 
 def wide(arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -172,10 +176,10 @@ def test_what_has_no_form_becomes_an_input() -> None:
     model = parse_model(
         """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
         g (float[2, 3, 3] x) => (float[2] y, float[2] d) {
-        d = Det(x)  e = Relu(d)  q = com.microsoft.Gelu(e)  y = Add(q, e) }"""
+        d = Det(x)  e = Relu(d)  q = com.microsoft.BiasSplitGelu(e, e)  y = Add(q, e) }"""
     )
     form = to_float64(model, types={"q": TensorProto.FLOAT})
-    assert form.unsupported == {"d": "Det: no double form", "q": "Gelu: an op of com.microsoft"}
+    assert form.unsupported == {"d": "Det: no double form", "q": "BiasSplitGelu: an op of com.microsoft"}
     assert {info.name: info.type.tensor_type.elem_type for info in form.model.graph.input} == {
         "x": 11,
         "d": 11,
@@ -213,6 +217,16 @@ def test_a_big_convolution_goes_by_bands() -> None:
     assert_close(run(form.model, wide(feeds))["o0"], run(model, feeds)["o0"], FLOAT_NOISE, "bands")
 
 
+def test_weights_that_are_elsewhere_are_cast_as_the_graph_runs() -> None:
+    model, _ = node_model("Gemm", Case([np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)], constants=(1,)))
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer[0].CopyFrom(reference_to("i1", TensorProto.FLOAT, weight.shape))
+    form = to_float64(model)
+    (stored,) = form.stored
+    assert form.stored == {stored: "i1"} and [tensor.name for tensor in form.model.graph.initializer] == [stored]
+    assert [node.op_type for node in form.model.graph.node] == ["Cast", "Gemm"]
+
+
 def test_to_float64_leaves_the_model_as_it_is() -> None:
     model, _ = node_model("Conv", Case([np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 2, 2), np.float32)]))
     before = model.SerializeToString()
@@ -228,7 +242,7 @@ DRAWN = "gru_bn.legacy13 hand_ir3_opset9.hand9 yolov5_pico.legacy13 m5_audio.dyn
 @pytest.mark.parametrize("name", [*REAL, *DRAWN])
 def test_a_model_in_double(name: str, real_models: list[Path], hydrated: Callable[[str], Path]) -> None:
     path = next((p for p in real_models if p.stem == name), None) or hydrated(name)
-    model = prepare(load(path))
+    model = whole(prepare(load(path)))
     feeds = drawn_feeds(model)
     everything = ModelProto()
     everything.CopyFrom(model)
@@ -243,6 +257,14 @@ def test_a_model_in_double(name: str, real_models: list[Path], hydrated: Callabl
     for output, value in run(form.model, wide(given)).items():
         rms = float(np.sqrt(np.mean(np.square(value)))) or 1.0
         assert float(np.sqrt(np.mean(np.square(value - values[output])))) <= noise * rms, output
+
+
+def whole(model: Model) -> ModelProto:
+    """With its large weights inside."""
+    for tensor in model.graph.initializer:
+        if tensor.name in model.beside:
+            tensor.CopyFrom(numpy_helper.from_array(model.beside[tensor.name], tensor.name))
+    return model.proto
 
 
 def drawn_feeds(model: ModelProto) -> dict[str, Array]:

@@ -24,6 +24,7 @@ from oracle import left, run_native
 
 import bnfold
 from bnfold.fold import Folding, Options, fold_model
+from bnfold.fold.merge.apply import Merged
 from bnfold.graph import Graph
 from bnfold.model_file import load, to_proto
 
@@ -183,7 +184,9 @@ def test_rest_is_untouched(folded: Folded) -> None:
 
 
 def _check_initializers(folded: Folded) -> None:
-    rewritten = {item.tensor.name for item in folded.again.rewrite.rewritten}
+    rewritten = {item.tensor.name for item in folded.again.rewrite.rewritten} | {
+        tensor.name for item in merged(folded) for tensor in (item.weight, item.bias) if tensor is not None
+    }
     old = {tensor.name: tensor for tensor in folded.original.graph.initializer}
     kept = [tensor for tensor in folded.model.graph.initializer if tensor.name in old]
     assert [t.name for t in kept] == [name for name in old if name in {t.name for t in kept}], "another order"
@@ -191,8 +194,17 @@ def _check_initializers(folded: Folded) -> None:
     assert {t.name for t in folded.model.graph.initializer} - set(old) <= rewritten
 
 
+def merged(folded: Folded) -> list[Merged]:
+    """The nodes that stand for several."""
+    return [item for found in folded.again.merging.rounds for item in found.done]
+
+
 def _check_nodes(folded: Folded) -> None:
-    """Nodes keep their order, op and attributes; some arithmetic becomes Add or Mul, and MatMuls may get an Add."""
+    """Nodes keep their order, op and attributes; some arithmetic becomes Add or Mul, and MatMuls may get an Add.
+
+    What a merged node has taken in is in its attributes too.
+    """
+    hosts = {item.host.name for item in merged(folded)}
     rewritten = {item.tensor.name for item in folded.again.rewrite.rewritten}
     before = list(folded.original.graph.node)
     places: dict[str, list[int]] = {}
@@ -209,7 +221,7 @@ def _check_nodes(folded: Folded) -> None:
         if (node.op_type, node.domain) != (was.op_type, was.domain):
             assert node.op_type in ("Add", "Mul", "Sub", "Identity", "BatchNormalization")
             assert was.op_type in ("Add", "Mul", "Sub", "Div", "BatchNormalization")
-        elif node.op_type != "Constant" or node.attribute[0].t.name not in rewritten:
+        elif node.name not in hosts and (node.op_type != "Constant" or node.attribute[0].t.name not in rewritten):
             assert _attributes(node) == _attributes(was)
 
 

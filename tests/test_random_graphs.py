@@ -16,6 +16,14 @@ from bnfold.graph import Graph
 from bnfold.model_file import to_proto, wrap
 from bnfold.verify import relation
 
+SAVED_AGAIN = 1
+"""Most ops that a second fold saves.
+
+Most models are left as they are.  But which MatMul gets an Add is an election, which factor of a product may move is
+decided beforehand, and a shift may have moved a value's usual size: after that another op may go.  The regressions and
+the probes are exactly as before when they are folded again.
+"""
+
 
 def check_fold(model: ModelProto, feeds: dict[str, Array]) -> Folding:
     """Everything that holds after every fold."""
@@ -29,28 +37,30 @@ def check_fold(model: ModelProto, feeds: dict[str, Array]) -> Folding:
     before, after = left(model), left(folded)
     assert sum(after) <= sum(before), f"{after} of {before} per-channel operations"
     assert after.bn <= before.bn
-    again = to_proto(fold_model(wrap(folded), Options()).model)
-    assert left(again) == after or _may_change(folding), "folding twice is not folding once"
+    second = fold_model(wrap(folded), Options())
+    again = to_proto(second.model)
+    assert_same_function(folded, again, [feeds])
+    if not _has_tables(second):
+        assert 0 <= sum(after) - sum(left(again)) <= SAVED_AGAIN, f"{left(again)} after {after} when folded again"
     same = to_proto(fold_model(wrap(model), Options()).model)
     assert same.SerializeToString(deterministic=True) == folded.SerializeToString(deterministic=True)
     _check_report(model, folded, folding)
     return folding
 
 
-def _may_change(folding: Folding) -> bool:
-    """True where a second fold sees something else.
-
-    Constants that vary along several axes: a BN in between became one, and now merges with its neighbours.
-    A value's usual size, which a kept BN's mean tells: a shift has moved it.
-    """
-    edits = [edit for plan in folding.plans for edit in plan.affines if edit.left]
-    tables = any(sum(size > 1 for size in part.shape) > 1 for edit in edits for part in (edit.a, edit.b))
-    return tables or any(entry.reason == "precision" for entry in folding.report.entries)
+def _has_tables(folding: Folding) -> bool:
+    """True if there are constants of several axes: where a per-channel op merges with one, it is no longer counted."""
+    edits = [edit for plan in folding.plans for edit in plan.affines]
+    return any(sum(size > 1 for size in part.shape) > 1 for edit in edits for part in (edit.op.a, edit.op.b))
 
 
 def _check_relation(model: ModelProto, folding: Folding) -> None:
+    """Every value obeys its relation; as in `bnfold.fold`, a model may be folded once more without shifts for it."""
     try:
         found = relation.check(wrap(model), folding.model, folding.plans[0])
+        if not found.passed:
+            folding = fold_model(wrap(model), Options(largest_shift=0.0))
+            found = relation.check(wrap(model), folding.model, folding.plans[0])
     except relation.CannotRun:
         return
     assert found.passed, f"{found.worst_name} is {found.worst:.3g} times its noise off its relation"

@@ -36,7 +36,11 @@ def test_commands_of_the_readme(tmp_path: Path, command: str) -> None:
 
 
 # What each example prints, among other things.
-SAID = {"fold_in_a_pipeline": "13 BatchNorm -> 0", "recalibrate_quantized_weights": "recalibrated          98"}
+SAID = {
+    "fold_in_a_pipeline": "13 BatchNorm -> 0",
+    "recalibrate_quantized_weights": "recalibrated          98",
+    "repair_merged_networks": "nodes                  13, the same as before",
+}
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:

@@ -115,6 +115,15 @@ NUMBERS = [
           "p = Conv<pads=[1,1,1,1]>(r, v[4,4,3,3]); s = Add(p, h); c = BN4+(s); d = Relu(c); "
           "y = Conv<pads=[1,1,1,1]>(d, u[2,4,3,3])", 1, values={"a_gain": [1e-6, 1.0, 1.0, 1.0]}),
 
+    # … but what is stored as BN gives it is as good as ever, whatever went in
+    Probe("tiny-gamma-into-the-conv-in-front", "",
+          "x[N,3,6,6] -> y | h = Conv(x, w[4,3,1,1]); p = MaxPool<kernel_shape=[2,2]>(h); g = BN4+(p); y = Relu(g)",
+          values={"g_gain": [1e-6, 1.0, 1.0, 1.0]}),
+    # two channels of nearly the same a that share a shift ask for one of hundreds, though nobody else reads the value
+    Probe("nearly-equal-scales-of-one-row", "",
+          "x[2,2,3,3,2] -> y | h = MatMul(w[3,2,3], x); s = Sub(h, k[2,1,1,1]); m = Mul(s, l[2,1,1,1]);"
+          "n = Mul(m, j[2,1,1,1]); y = MatMul(u[4,2], n)", 1,
+          values={"k": [[[[0.3]]], [[[-0.39]]]], "l": [[[[1.7907]]], [[[1.7877]]]], "j": 1.0}),
     # two in a row that stay become one, unless their product is no float32: that was a crash
     Probe("chain-underflows", "", "x[N,4,3,3] -> y | h = BN4(x); y = BN4(h)", 2,
           values={"h_gamma": 1e-25, "y_gamma": 1e-25, "h_var": 1.0, "y_var": 1.0}),
@@ -189,9 +198,51 @@ ADDS = [
     # the shift of one BN, half removed, went through the sum into the other's MatMul: an Add more than before
     Probe("add-beyond-a-sum", "",
           "x[N,4,6] -> y, z | a = BN4+(x); b = BN4+(x); y = MatMul(w[1,2,4], b); z = Add(a, b)", 2),
+    # through a MatMul that needs no Add into one that needs it: a Mul was left, and an Add came
+    Probe("add-beyond-a-matmul", "",
+          "x[N,3,4,5] -> y | h = Conv(x, w[1,3,1,1]); c = Concat<axis=1>(h, h); f = Unsqueeze(c, az:int64[1]={4});"
+          "g = BN2(f); m = MatMul(g, v[1,1]); y = MatMul(u[1,1,5], m)", 1),
 ]  # fmt: skip
 
-CASES = [*RANKS, *SIDES, *SIZES, *DEAD, *KEPT, *NUMBERS, *ADDS, *OUTSIDE]
+CONDITIONS = [
+    # conditions that could be dropped without any test failing: columns of a table that is read along its other axis
+    Probe("table-read-along-its-columns", "",
+          "x[N,2] -> y | i = Cast<to=7>(x); e = Gather<axis=1>(w[4,2], i); y = Mul(e, k[2])", 1, scale=0.3),
+    # a value that only tells a type may be stored anyhow
+    Probe("type-is-told-by-a-value", "",
+          "x[N,3,4,4] -> y, z | h = Conv(x, w[4,3,1,1]); p = GlobalMaxPool(h); z = CastLike(c[4], p); y = BN4+(p)"),
+    # … or by another constant
+    Probe("type-is-told-by-a-constant", "",
+          "x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); k = CastLike(c[4,1,1], w); y = Mul(h, k)"),
+    # reflected channels are other channels
+    Probe("channels-are-reflected", "",
+          'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = Pad<mode="reflect">(h, a:int64[2]={1,1}, "", b:int64[1]={1});'
+          "y = BN6(p)", 1, opset=18),
+    Probe("reflected-axes-are-named", "",
+          'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); '
+          'p = Pad<mode="reflect">(h, a:int64[8]={0,0,0,1,0,0,0,1}, "", b:int64[4]={0,2,3,1}); y = BN6(p)', 1,
+          opset=18),
+    Probe("zeros-along-a-named-axis", "",
+          'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = Pad(h, a:int64[2]={1,1}, "", b:int64[1]={2}); '
+          "y = Mul(p, k[4,1,1])", opset=18),
+    # one channel twice: what holds for it holds for both
+    Probe("one-channel-beside-itself", "",
+          "x[N,3,4,4] -> y, z | h = Conv(x, w[1,3,1,1]); c = Concat<axis=1>(h, h); y = Relu(c); z = BN1(h)", 1),
+    Probe("borders-are-reflected", "",
+          'x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); p = Pad<mode="reflect">(h, a:int64[8]={0,0,1,1,0,0,1,1});'
+          "y = BN4(p)"),
+]  # fmt: skip
+
+CASES = [*RANKS, *SIDES, *SIZES, *DEAD, *KEPT, *NUMBERS, *ADDS, *OUTSIDE, *CONDITIONS]
+
+
+def check_inputs(model: ModelProto, folded: ModelProto) -> None:
+    """What has to be fed is the same; before IR 4 every initializer is an input, since then none becomes one."""
+    (before, given), (after, stored) = (
+        [{entry.name for entry in entries} for entries in (m.graph.input, m.graph.initializer)] for m in (model, folded)
+    )
+    assert after - stored == before - given
+    assert stored <= after if model.ir_version < 4 else after <= before
 
 
 @pytest.mark.parametrize("probe", CASES, ids=lambda probe: probe.name)
@@ -202,6 +253,7 @@ def test_regression(probe: Probe) -> None:
     onnx.checker.check_model(folded, full_check=True)
     assert_same_function(model, folded, probe.batches())
     assert left(folded).total <= probe.left
+    check_inputs(model, folded)
     assert sum(left(folded)) <= sum(left(model)), "more Adds were made than ops removed"
     again = to_proto(fold_model(wrap(folded), Options()).model)
     assert left(again) == left(folded), "folding twice is not folding once"
@@ -217,6 +269,61 @@ def test_untouched_bias_behind_matmul_stays_as_it_is() -> None:
     assert all(kept[tensor.name] == tensor for tensor in model.graph.initializer if tensor.name in ("v", "k"))
     alone = Probe("matmul-add-alone", "", "x[N,5] -> z | m = MatMul(x, v[5,2]); z = Add(m, k[2])").model()
     assert to_proto(fold_model(wrap(alone), Options()).model) == alone
+
+
+def test_untouched_table_stays_as_it_is() -> None:
+    model = Probe("table", "", "x[N,2] -> y | i = Cast<to=7>(x); y = Gather(w[4,2], i)").model()
+    folding = fold_model(wrap(model), Options())
+    assert folding.rewrite.rewritten == []
+    assert to_proto(folding.model) == model
+
+
+def test_dead_channel_needs_no_add() -> None:
+    """What a dead channel gives goes on through a MatMul without a bias into the Gemm behind it."""
+    text = "x[N,4] -> y | h = BN4(x); m = MatMul(h, w[4,3]); y = Gemm(m, v[3,5], c[5])"
+    model = Probe("dead-goes-on", "", text, values={"h_gamma": [0.0, 1.0, -1.0, 0.5], "h_beta": 0.7}).model()
+    assert sum(left(to_proto(fold_model(wrap(model), Options()).model))) == 0
+
+
+def test_one_image_is_a_batch() -> None:
+    """The first two images of a batch of 2 and of 3 are two, but of one they are one."""
+    text = (
+        "x[N,3,4,4] -> y | h = Conv(x, w[4,3,1,1]); "
+        "s = Slice(h, b:int64[1]={0}, e:int64[1]={2}, ax:int64[1]={0}); n = Shape<end=1>(s); f = Cast<to=1>(n); "
+        "y = Div(h, f)"
+    )
+    model = Probe("first-two-images", "", text).model()
+    folded = to_proto(fold_model(wrap(model), Options()).model)
+    assert_same_function(model, folded, [{"x": np.ones((1, 3, 4, 4), np.float32)}])
+
+
+def test_values_of_dead_channels_obey_no_relation() -> None:
+    """From the removed op down to the node that takes their place, and no further."""
+    text = (
+        "x[N,3,4,4] -> y, z | h = Conv(x, w[4,3,1,1]); z = Sigmoid(h); g = BN4(h); r = GlobalMaxPool(g); "
+        "y = Conv(r, v[2,4,1,1])"
+    )
+    model = Probe("dead", "", text, values={"g_gamma": [0.0, 1.0, 0.5, 2.0]}).model()
+    folding = fold_model(wrap(model), Options())
+    assert folding.report.after.batch_norms == 0
+    assert folding.plans[0].arbitrary == {"h", "g", "r"}
+
+
+def test_new_constants_are_named_after_what_they_replace() -> None:
+    """The scale goes into the Conv, the shift can't: it is the Sub's."""
+    text = "x[N,3,4,4] -> y | d = Div(x, k[3,1,1]); s = Sub(d, b[3,1,1]); y = Conv<pads=[1,1,1,1]>(s, w[2,3,3,3])"
+    model = Probe("named", "", text).model()
+    for node in model.graph.node:
+        node.name = f"the {node.op_type}"
+    folded = to_proto(fold_model(wrap(model), Options()).model)
+    assert [node.op_type for node in folded.graph.node] == ["Add", "Conv"]
+    assert "the Sub.Add" in {tensor.name for tensor in folded.graph.initializer}
+
+
+def test_every_new_value_is_proved() -> None:
+    model = Probe("proof", "", "x[N,3,4,4] -> y | h = Conv(x, w[4,3,3,3]); y = BN4(h)").model()
+    folding = fold_model(wrap(model), Options())
+    assert (folding.proof.tensors, folding.proof.values) == (2, 4 * 3 * 9 + 4)
 
 
 def test_what_cancels_is_zero() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -344,3 +345,32 @@ def test_trained_networks(real_models: list[Path], name: str) -> None:
         pytest.skip(f"{name} is not among the shared models")
     found = bnfold.verify(path, bnfold.fold(path, verify=False).model)
     assert found.verdict == "equal", found.reason
+
+
+# -- what others write ------------------------------------------------------------------------------
+
+
+def test_what_the_runtime_fuses_is_compared_in_double(tmp_path: Path) -> None:
+    import onnxruntime
+
+    options, target = onnxruntime.SessionOptions(), tmp_path / "extended.onnx"
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath, options.log_severity_level = str(target), 4
+    onnxruntime.InferenceSession(str(MODEL), options, providers=["CPUExecutionProvider"])
+    assert {node.op_type for node in onnx.load(target).graph.node} & {"FusedConv", "FusedGemm"}
+    found = bnfold.verify(MODEL, target)
+    assert found.verdict == "equal", found.reason
+    assert not any(segment.native for segment in found.segments)
+
+
+def test_a_fold_of_16_bit_numbers_has_inner_pairs() -> None:
+    model = parsed(
+        """g (bfloat16[N, 3, 8, 8] x) => (bfloat16[N, 4, 8, 8] y) {
+        h = Conv <pads = [1, 1, 1, 1]> (x, w)  n = BatchNormalization (h, s, s, s, s)  r = Relu (n)
+        i = Conv <pads = [1, 1, 1, 1]> (r, v)  y = BatchNormalization (i, s, s, s, s) }""",
+        w=normal(4, 3, 3, 3).astype(ml_dtypes.bfloat16),
+        v=normal(4, 4, 3, 3, seed=1).astype(ml_dtypes.bfloat16),
+        s=np.abs(normal(4, seed=2)).astype(ml_dtypes.bfloat16) + 1,
+    )
+    found = bnfold.verify(model, bnfold.fold(model, verify=False).model)
+    assert found.verdict == "equal" and len(found.segments) > 2, found.reason

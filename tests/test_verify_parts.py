@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import REPO
@@ -12,9 +13,10 @@ from onnx import ModelProto
 from onnx.parser import parse_model
 
 from bnfold.model_file import load
-from bnfold.verify.criterion import Tally, regressed, unlike
+from bnfold.verify.criterion import LESS_EXACT, Tally, regressed, unlike
 from bnfold.verify.examine import Batches, examine
 from bnfold.verify.inputs import drawn
+from bnfold.verify.large import parted
 from bnfold.verify.pairing import LAYOUTS, NEAR, Pair, pair_coordinates, pair_values, sketch
 from bnfold.verify.prepare import moved, prepare, weights
 from bnfold.verify.sides import Side
@@ -40,6 +42,16 @@ def test_the_ratio_counts_in_units_of_noise() -> None:
     reading = tally.reading()
     assert reading.r == pytest.approx(10, rel=0.01)
     assert (reading.axis, reading.channels, reading.bad, reading.count) == (1, (2,), 1, 4)
+
+
+@pytest.mark.parametrize(("theirs", "r"), [(0.0, 10), (2e-6, 5), (1e-4, 10 / LESS_EXACT)])
+def test_noise_of_b_counts_up_to_a_limit(theirs: float, r: float) -> None:
+    exact, sign = values(8, 4, 16), np.sign(values(8, 4, 16, seed=1))
+    tally = Tally(2.0**-24, seeds=1)
+    found = exact * (1 + 1e-5)
+    tally.add(exact, found, [exact * (1 + 1e-6 * sign)])
+    tally.add_noise(found, found * (1 + theirs * sign), of_b=True)
+    assert tally.reading().r == pytest.approx(r, rel=0.01)
 
 
 def test_batches_add_up() -> None:
@@ -79,13 +91,28 @@ def test_weights_move_by_one_unit_and_settings_do_not() -> None:
         <float[2, 2] w = {1, 2, 0, -4}, float low = {0}, float two = {2}>
         { a = MatMul (x, w)  b = Pow (a, two)  y = Max (b, low) }"""
     )
-    assert set(weights(model)) == {"w"}
-    changed = moved(weights(model)["w"], 0)
+    found = weights(parted(model))
+    assert set(found) == {"w"}
+    changed = moved("w", found["w"], 0)
     original = np.array([[1, 2], [0, -4]], np.float32)
     assert changed.dtype == np.float32 and changed[1, 0] == 0
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.abs(changed - original) / np.spacing(np.abs(original))
     assert set(steps[original != 0].tolist()) <= {0.5, 1.0}  # below a power of 2 units are half as large
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
+def test_numbers_at_the_ends_of_a_type_stay_numbers(kind: str) -> None:
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    info = ml_dtypes.finfo(dtype)
+    ends = np.array([0, -0.0, np.inf, -np.inf, np.nan, float(info.max), -float(info.max)], dtype)
+    weight = np.concatenate([ends, np.full(9, 3, dtype)])
+    for seed in range(4):
+        changed = moved("w", weight, seed)
+        same = changed.view(f"u{dtype.itemsize}") == weight.view(f"u{dtype.itemsize}")
+        assert same[:5].all() and np.isfinite(changed[5:].astype(float)).all()
+        steps = np.abs(changed[7:].astype(float) - 3) / (float(info.eps) * 2)
+        assert (steps == 1).all()
 
 
 # -- pairs ------------------------------------------------------------------------------------------

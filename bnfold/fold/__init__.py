@@ -1,5 +1,6 @@
 """Fold BatchNormalization out of a model: the whole way on one screen.
 
+    merge     parallel branches become one linear node each
     ties      every value may be stored in other coordinates; each op ties those of its inputs and outputs
     accept    BN (and constant Mul, Add, Sub, Div) are offered to the solver: those go that contradict nothing
     plan      every unknown gets a value: new parameters, frozen and checked
@@ -11,9 +12,10 @@ A scope (the main graph, a body, a local function) is folded by itself: what cro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import numpy as np
 from onnx import ModelProto
@@ -21,6 +23,7 @@ from onnx import ModelProto
 from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
+from bnfold.fold.merge import Merging, Spoiled, merge_model
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
@@ -30,6 +33,7 @@ from bnfold.graph import Graph, Node, Scope
 from bnfold.model_file import LoadedModel
 from bnfold.report import FoldReport
 from bnfold.shapes import Shapes
+from bnfold.verify.merged import prove_merges
 from bnfold.verify.static import StaticProof, prove
 
 
@@ -41,12 +45,16 @@ class Options:
         only: patterns (`*`, `?`, `[...]`) of node names; if given, nothing else is folded.
         skip: patterns of node names that stay untouched.
         keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
+        merge: whether parallel branches become one node.
+        kept: what becomes of a BN that can't go whole: 'reduce' it to an Add or Mul where that much can go, 'keep' it.
         largest_shift: by how many times its usual size a value that several read may be shifted.
     """
 
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     keep_overridable: bool = False
+    merge: bool = True
+    kept: Literal["reduce", "keep"] = "reduce"
     largest_shift: float = LARGEST_SHIFT
 
     def chosen(self, node: Node) -> bool:
@@ -54,6 +62,16 @@ class Options:
         if any(fnmatchcase(node.name, pattern) for pattern in self.skip):
             return False
         return not self.only or any(fnmatchcase(node.name, pattern) for pattern in self.only)
+
+    def mergeable(self, node: Node) -> bool:
+        """True if the options let this node merge with others; --only is about BN."""
+        if node.op == "BatchNormalization":
+            return self.chosen(node)
+        return not any(fnmatchcase(node.name, pattern) for pattern in self.skip)
+
+    def wanted(self, nodes: Iterable[Node]) -> bool:
+        """True if these nodes may become one: with --only, if there is a BN among them."""
+        return not self.only or any(node.op == "BatchNormalization" for node in nodes)
 
 
 @dataclass
@@ -65,15 +83,18 @@ class Folding:
     plans: list[Plan]
     rewrite: Rewrite
     proof: StaticProof
+    merging: Merging
 
 
 Barred = dict[tuple[str, int], Refusal]  # ops that have to stay, by scope and index of the node
 
 
-def plan_model(model: LoadedModel, options: Options, barred: Barred) -> tuple[Graph, list[Plan]]:
-    """The plan of every scope; `barred` is added to."""
-    graph = Graph(model.proto)
-    shapes = Shapes(graph, model, options.keep_overridable)
+def plan_model(
+    model: LoadedModel, options: Options, barred: Barred, graph: Graph | None = None, shapes: Shapes | None = None
+) -> tuple[Graph, list[Plan]]:
+    """The plan of every scope; `barred` is added to, `graph` and `shapes` are those of the model, if there are any."""
+    graph = graph or Graph(model.proto)
+    shapes = shapes or Shapes(graph, model, options.keep_overridable)
     return graph, [_plan_scope(scope, shapes, options, barred) for scope in graph.scopes]
 
 
@@ -83,7 +104,7 @@ def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) 
         ties = Ties(scope, shapes, shapes.constants(scope), options.chosen)
         ties.barred.update({node: (refusal.code, refusal.sentence) for node, refusal in stay.items()})
         tie_scope(ties)
-        plan = make_plan(ties, accept(ties))
+        plan = make_plan(ties, accept(ties, reduce=options.kept == "reduce"))
         found = objections(plan, options.largest_shift)
         if not found:
             return plan
@@ -102,22 +123,30 @@ def fold_model(model: LoadedModel, options: Options) -> Folding:
 
 def _folded(model: LoadedModel, options: Options) -> Folding:
     barred: Barred = {}
+    spoiled: set[str] = set()
     while True:
         proto = ModelProto()
         proto.CopyFrom(model.proto)
         work = LoadedModel(proto, model.weights, model.path)
-        graph, plans = plan_model(work, options, barred)
-        nodes_before = sum(len(scope.nodes) for scope in graph.scopes)
-        told, (before, after) = entries(plans), counts(graph, plans)
+        try:
+            merging = merge_model(work, options, spoiled)
+            merged = prove_merges(merging)
+        except Spoiled as trouble:
+            spoiled.add(trouble.key)
+            continue
+        graph, plans = plan_model(work, options, barred, merging.graph, merging.shapes)
+        told, (before, after) = entries(plans, merging), counts(graph, plans, merging)
         try:
             done = rewrite(graph, work.weights, plans)
-            proof = prove(done, work.weights)
+            proof = merged + prove(done, work.weights)
         except Unrepresentable as trouble:
             barred.update(_culprits(plans, trouble))
             continue
+        done.frozen.extend(merging.frozen)
         nodes_after = sum(len(scope.nodes) for scope in Graph(proto).scopes)
-        report = FoldReport(told, before, after, nodes_before, nodes_after, _notices(work, done))
-        return Folding(work, report, plans, done, proof)
+        told_of = tuple(merging.merges)
+        report = FoldReport(told, before, after, merging.nodes, nodes_after, _notices(work, done), told_of)
+        return Folding(work, report, plans, done, proof, merging)
 
 
 def _culprits(plans: list[Plan], trouble: Unrepresentable) -> Barred:

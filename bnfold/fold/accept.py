@@ -17,7 +17,7 @@ import numpy as np
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
 from bnfold.fold.ties import FIXED, OUTPUT, Affine, Ties
-from bnfold.fold.union_find import Conflict
+from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
 BOTH, SCALE, SHIFT = "both", "scale", "shift"  # what of an op goes
@@ -41,8 +41,13 @@ class Decision:
     dead: dict[Affine, list[Dead]] = field(default_factory=dict)
 
 
-def accept(ties: Ties) -> Decision:
-    """Decide on all affine ops of the scope; the solver is left in the state of the decision."""
+def accept(ties: Ties, reduce: bool = True) -> Decision:
+    """Decide on all affine ops of the scope; the solver is left in the state of the decision.
+
+    Args:
+        ties: all ties of the scope.
+        reduce: whether a BN that can't go whole may go in part.
+    """
     ops = ties.affines
     trial = _Run(ties)
     trial.offer_all(ops)
@@ -58,7 +63,7 @@ def accept(ties: Ties) -> Decision:
             trial.undo()
         trial = _Run(ties)
         trial.offer_all(_best_order(regions, orders, outcomes))
-    trial.offer_parts()
+    trial.offer_parts(reduce)
     return trial.decision
 
 
@@ -92,7 +97,7 @@ def _regions(ties: Ties) -> dict[Affine, int]:
     for index, op in enumerate(ties.affines):
         for name, system in (("scale", ties.scale), ("shift", ties.shift)):
             for value in (op.source, op.target):
-                roots = np.unique(system.find(np.ravel(getattr(ties.of(value), name)))[0])
+                roots = distinct(system.find(np.ravel(getattr(ties.of(value), name)))[0])
                 roots = roots[np.isnan(system.known[roots])]
                 for root in roots.tolist():
                     first = owner.setdefault((name, root), index)
@@ -130,9 +135,11 @@ class _Run:
             else:
                 self.decision.refused[op] = refusal
 
-    def offer_parts(self) -> None:
+    def offer_parts(self, reduce: bool) -> None:
         """Where not both can go, the scale alone may (then an Add is left), or the shift (then a Mul is left)."""
         for op in list(self.decision.refused):
+            if not reduce and any(node.op == "BatchNormalization" for node in op.nodes):
+                continue
             if op.nodes[0] in self.ties.barred or (op.a == 0).any() or op.nodes[0].opset < 7:
                 continue
             if not any(op.absorbs) or not _worth_a_part(op):

@@ -7,41 +7,44 @@ from collections.abc import Iterator
 import numpy as np
 
 from bnfold.errors import quoted
+from bnfold.fold.merge import Merging
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
 from bnfold.fold.ties import Coordinates, Ties
+from bnfold.fold.union_find import distinct
 from bnfold.graph import Graph, Node
 from bnfold.report import Counts, Entry
 
 
-def entries(plans: list[Plan]) -> tuple[Entry, ...]:
+def entries(plans: list[Plan], merging: Merging) -> tuple[Entry, ...]:
     """One entry for each BN, in the order of the nodes; arithmetic only where it went."""
-    return tuple(
-        entry for plan in plans for _, entry in sorted(_entries(plan), key=lambda indexed: indexed[0])
-    )
+    scopes = {plan.scope.label: number for number, plan in enumerate(plans)}
+    told = [(merging.place(node), entry) for plan in plans for node, entry in _entries(plan)] + merging.entries
+    return tuple(entry for _, entry in sorted(told, key=lambda placed: (scopes[placed[0][0]], placed[0][1])))
 
 
-def _entries(plan: Plan) -> Iterator[tuple[int, Entry]]:
+def _entries(plan: Plan) -> Iterator[tuple[Node, Entry]]:
     told: set[Node] = set()
     for linear in plan.linears:
         for node in linear.linear.chain.nodes if linear.linear.chain else ():
             told.add(node)
             if not (node.op in ("Add", "Sub") and linear.needs_bias and linear.linear.bias_input is None):
-                yield node.index, _entry(plan, node, "folded", "backward", (linear.linear.node.name,))
+                yield node, _entry(plan, node, "folded", "backward", (linear.linear.node.name,))
     takers = _takers(plan) if plan.affines else {}
     for edit in plan.affines:
         for node in edit.op.nodes:
             told.add(node)
             if node.op == "BatchNormalization" or not edit.ops_left:
-                yield node.index, _affine_entry(plan, edit, node, takers)
+                yield node, _affine_entry(plan, edit, node, takers)
     for node in plan.scope.nodes:
         if node.op == "BatchNormalization" and node not in told:
             code, sentence = plan.ties.refused.get(node, ("fixed", "nothing is known of its surroundings"))
-            yield node.index, Entry(node.name, node.op, plan.scope.label, "kept", reason=code, sentence=sentence)
+            yield node, Entry(node.name, node.op, plan.scope.label, "kept", reason=code, sentence=sentence)
 
 
 def _entry(plan: Plan, node: Node, outcome: str, route: str, into: tuple[str, ...], note: str = "") -> Entry:
     where = ", ".join(quoted(name) for name in into[:3]) + (f" and {len(into) - 3} more" if len(into) > 3 else "")
-    sentence = f"{route} into {where}" if into else "its scale and shift are 1 and 0"
+    nowhere = "its scale and shift are 1 and 0" if outcome == "folded" else "what is around it takes the rest"
+    sentence = f"{route} into {where}" if into else nowhere
     return Entry(node.name, node.op, plan.scope.label, outcome, route, into, sentence=sentence + note)
 
 
@@ -65,7 +68,8 @@ def _affine_entry(plan: Plan, edit: AffineEdit, node: Node, takers: dict[tuple[s
             into.update(dict.fromkeys(takers.get(key, ())))
     if not left:
         return _entry(plan, node, "folded", route, tuple(into))
-    note = f"; an {left[0]} is left: {refusal.sentence}" if refusal else ""
+    article = "an" if left[0].startswith("A") else "a"
+    note = f"; {article} {left[0]} is left: {refusal.sentence}" if refusal else ""
     return _entry(plan, node, "reduced", route, tuple(into), note)
 
 
@@ -99,15 +103,23 @@ def class_keys(ties: Ties, held: Coordinates) -> set[tuple[str, int]]:
     """Keys of a value's unknowns and of their classes, but for the identity's."""
     keys: set[tuple[str, int]] = set()
     for name, system, ids in (("scale", ties.scale, held.scale), ("shift", ties.shift, held.shift)):
-        flat = np.unique(ids)
+        flat = distinct(ids)
         identity = int(system.find(np.zeros(1, np.int64))[0][0])  # may be an unknown that a BN has tied to it
         classes = set(system.find(flat)[0].tolist()) - {identity}
         keys.update((name, key) for key in (classes | set(flat.tolist())) - {0})
     return keys
 
 
-def counts(graph: Graph, plans: list[Plan]) -> tuple[Counts, Counts]:
-    """Per-channel ops before and after."""
+def counts(graph: Graph, plans: list[Plan], merging: Merging) -> tuple[Counts, Counts]:
+    """Per-channel ops before and after.
+
+    Args:
+        graph: as merging has left it.
+        plans: of its scopes.
+        merging: what went before.
+    """
+    gone = [entry.op for _, entry in merging.entries]
+    merged = gone.count("BatchNormalization")
     norms = sum(node.op == "BatchNormalization" for scope in graph.scopes for node in scope.nodes)
     arithmetic_before = norms_gone = arithmetic_after = 0
     for plan in plans:
@@ -122,7 +134,8 @@ def counts(graph: Graph, plans: list[Plan]) -> tuple[Counts, Counts]:
             norms_gone += before.count("BatchNormalization") - after.count("BatchNormalization")
             arithmetic_before += len(before) - before.count("BatchNormalization")
             arithmetic_after += len(after) - after.count("BatchNormalization")
-    return Counts(norms, arithmetic_before), Counts(norms - norms_gone, arithmetic_after)
+    arithmetic_gone = len(gone) - merged - merging.added
+    return Counts(norms + merged, arithmetic_before + arithmetic_gone), Counts(norms - norms_gone, arithmetic_after)
 
 
 def _makes_add(edit: LinearEdit) -> bool:

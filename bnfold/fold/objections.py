@@ -48,7 +48,7 @@ def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
         op: _shift_keys(ties, ties.of(op.target)) | _shift_keys(ties, ties.of(op.source))
         for op in (plan.decision.accepted if added else ())
     }
-    _claim(ties, added, set().union(*keys_of.values()))
+    _claim(plan, added, set().union(*keys_of.values()))
     for op, keys in keys_of.items():
         nodes = {node for key in keys for node in added.get(key, ())}
         if nodes:
@@ -69,17 +69,35 @@ def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
     return {}
 
 
-def _claim(ties: Ties, added: dict[int, set[Node]], claimed: set[int]) -> None:
-    """A shift goes on through sums under other unknowns: enter its Adds under those of the ops that it comes from."""
-    rows: list[set[int]] | None = None
-    for key in [key for key in added if key not in claimed]:
-        rows = ties.sums.shifted_rows() if rows is None else rows
-        reached, before = {key}, 0
-        while before != len(reached):
-            before = len(reached)
-            reached.update(*(row for row in rows if row & reached))
-        for other in reached & claimed:
-            added.setdefault(other, set()).update(added[key])
+def _claim(plan: Plan, added: dict[int, set[Node]], claimed: set[int]) -> None:
+    """A shift goes on under other unknowns, through sums and through MatMuls that need no Add themselves.
+
+    Enter its Adds under those of the ops that it comes from.
+    """
+    others = added.keys() - claimed
+    if not others:
+        return
+    rows = plan.ties.sums.shifted_rows()
+    for edit in plan.linears:
+        if edit.linear.bias_input is None and edit.shift.any() and edit.column_shift.any():
+            rows.append(_shift_keys(plan.ties, edit.linear.rows) | _shift_keys(plan.ties, edit.linear.columns))
+    for connected in _connected(rows):
+        nodes = set().union(*(added[key] for key in connected & others))
+        for key in connected & claimed:
+            added.setdefault(key, set()).update(nodes)
+
+
+def _connected(rows: list[set[int]]) -> list[set[int]]:
+    """Unions of the rows that lead from one to the other by what they share."""
+    union_of: dict[int, set[int]] = {}
+    for row in rows:
+        near = {id(union): union for key in row if (union := union_of.get(key)) is not None}
+        whole = max(near.values(), key=len, default=set())  # the smaller ones go into the largest
+        for part in (row, *near.values()):
+            if part is not whole:
+                whole |= part
+                union_of.update(dict.fromkeys(part, whole))
+    return list({id(union): union for union in union_of.values()}.values())
 
 
 def _groups(asked: dict[Affine, set[Node]]) -> list[list[Affine]]:
@@ -98,36 +116,47 @@ def _shift_keys(ties: Ties, held: Coordinates) -> set[int]:
 
 
 def _drowned(plan: Plan, largest: float) -> dict[Node, Refusal]:
-    """Ops whose shift would drown a value that others read too: a nearly dead channel asks for b / a of a million."""
+    """Ops whose shift would drown a value: one that others read too, or one that is stored as neither x nor y.
+
+    A nearly dead channel asks for b / a of a million, and so do two channels of nearly the same a that share a shift.
+    """
     found: dict[Node, Refusal] = {}
     shared = [held.shift.ravel() for value, held in plan.ties.coordinates.items() if len(value.readers()) > 1]
     others = np.concatenate([*shared, np.zeros(0, np.int64)])
     for edit in plan.affines:
-        if edit.left not in ("", "Mul") or not np.isin(plan.ties.of(edit.op.source).shift, others).any():
+        if edit.left not in ("", "Mul"):
             continue
-        usual = _usual_size(plan, edit.op)
-        if usual is None and largest:
-            continue
+        sizes = _measured_sizes(plan, edit.op)
+        is_read = bool(np.isin(plan.ties.of(edit.op.source).shift, others).any()) and (sizes is not None or not largest)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(edit.op.a != 0, np.abs(edit.source[1]) / (1.0 if usual is None else usual), 0)
-        if ratio.max() > largest:
-            size = "" if usual is None else f" {ratio.max():.3g} times its usual size"
+            before, behind = sizes or _natural_sizes(edit.op)
+            ratio = np.abs(edit.source[1]) / before
+            if not is_read:
+                ratio = np.minimum(ratio, np.abs(edit.target[1]) / behind)
+            ratio = np.where(edit.op.a != 0, ratio, 0)
+        if ratio.max() > (largest if is_read else LARGEST_SHIFT):
             sentence = (
-                f"{quoted(edit.op.source.name)} is read by others too, and would be stored with a shift{size}: "
-                "its last digits would be lost"
+                f"{quoted(edit.op.source.name)} {'is read by others too, and ' if is_read else ''}"
+                f"would be stored with a shift {ratio.max():.3g} times its usual size: its last digits would be lost"
             )
             found[edit.op.nodes[0]] = Refusal("precision", edit.op.source.name, sentence)
     return found
 
 
-def _usual_size(plan: Plan, op: Affine) -> Floats | None:
-    """|mean| + standard deviation per channel of what a BN reads, as it has measured them; None for other ops."""
+def _measured_sizes(plan: Plan, op: Affine) -> tuple[Floats, Floats] | None:
+    """|mean| + standard deviation per channel, of what a BN reads, as it has measured them, and of what comes out."""
     norm = op.nodes[0]
     if norm.op != "BatchNormalization":
         return None
     mean, variance = (np.asarray(plan.ties.array(norm.input(k)), np.float64).ravel() for k in (3, 4))
-    usual: Floats = (np.abs(mean) + np.sqrt(np.maximum(variance, 0))).reshape(op.steps[0][0].shape)
-    return usual
+    mean, deviation = (part.reshape(op.steps[0][0].shape) for part in (mean, np.sqrt(np.maximum(variance, 0))))
+    return np.abs(mean) + deviation, np.abs(op.a * mean + op.b) + np.abs(op.a) * deviation
+
+
+def _natural_sizes(op: Affine) -> tuple[Floats, Floats]:
+    """The same where nothing has been measured, if y = a x + b is b and what a brings to size one."""
+    size = 1 + np.abs(op.b)
+    return size / np.abs(op.a), size
 
 
 def _out_of_range(plan: Plan) -> dict[Node, Refusal]:

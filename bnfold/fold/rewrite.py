@@ -13,18 +13,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, TensorProto, helper
+from onnx import TensorProto, helper
 
 from bnfold.constants import Array, unit_roundoff
 from bnfold.fold.ops.affine import epsilon_of
 from bnfold.fold.parameters import new_bias, shifted, spread, stored, weight_blocks
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.storage import fill, new_tensor
 from bnfold.fold.union_find import Floats
-from bnfold.fold.wiring import Wiring, freeze, read_names, sweep
+from bnfold.fold.wiring import Wiring, freeze, read_names, relied_on, sweep
 from bnfold.graph import Graph, Node, Scope, Value
 from bnfold.weights import Weights
-
-CONTENT = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +34,9 @@ class Rewritten:
     node: Node
     edit: LinearEdit | AffineEdit
     role: str  # weight, bias, constant, scale, mean …
-    source: Array | None
+    source: Array | None  # the old weight
     noise: Any  # rounding noise of the rows' outputs that the weights are not to be blamed for
+    bias: Array | None = None  # the old bias, of a bias
 
 
 @dataclass(eq=False)
@@ -53,8 +53,9 @@ class _Request:
     content: Array | Callable[[], Any]  # an array, or a maker of blocks
     dtype: Any
     wanted: str  # name where no name can be kept
-    old: Array | None = None  # content of `source`
+    old: Array | None = None  # content of the weight
     noise: Any = 0.0
+    bias: Array | None = None
 
 
 @dataclass
@@ -83,7 +84,7 @@ def rewrite(graph: Graph, weights: Weights, plans: list[Plan]) -> Rewrite:
     for plan in plans:
         Wiring(graph, plan, store.created).run()
     sweep(graph, before)
-    result.frozen.extend(freeze(graph, plans))
+    result.frozen.extend(freeze(graph, (value for plan in plans for value in relied_on(plan))))
     return result
 
 
@@ -152,7 +153,8 @@ def _bias_request(plan: Plan, edit: LinearEdit, weight: Array) -> _Request:
     wanted = wanted[: -len(".weight")] + ".bias" if wanted.endswith(".weight") else f"{wanted}_bias"
     return _Request(
         node, -1 if linear.bias_input is None else linear.bias_input, edit, "bias", value, content.tobytes(),
-        content.shape, content, dtype, value.name if value is not None else wanted,
+        content.shape, content, dtype, value.name if value is not None else wanted, weight,
+        _bias_noise(edit, weight, dtype), bias,
     )  # fmt: skip
 
 
@@ -292,31 +294,10 @@ class _Store:
         return value.is_input and self._graph.model.ir_version < 4
 
     def _create(self, scope: Scope, name: str, request: _Request) -> None:
-        if isinstance(scope.proto, FunctionProto):  # functions have no initializers
-            node = helper.make_node("Constant", [], [name], value=TensorProto())
-            scope.proto.node.insert(0, node)
-            tensor = scope.proto.node[0].attribute[0].t
-        else:
-            tensor = scope.proto.initializer.add()
-            if scope.parent is None and self._graph.model.ir_version < 4:  # then every initializer is an input too
-                scope.proto.input.append(
-                    helper.make_tensor_value_info(
-                        name, helper.np_dtype_to_tensor_dtype(np.dtype(request.dtype)), request.dims
-                    )
-                )
-        tensor.name = name
-        self._fill(tensor, request)
+        self._fill(new_tensor(self._graph, scope, name, request.dtype, request.dims), request)
 
     def _fill(self, tensor: TensorProto, request: _Request) -> None:
-        del tensor.dims[:]
-        tensor.dims.extend(request.dims)
-        tensor.data_type = helper.np_dtype_to_tensor_dtype(np.dtype(request.dtype))
-        if callable(request.content):
-            self._weights.defer(tensor, request.content)
-        else:
-            for name in CONTENT:
-                tensor.ClearField(name)
-            tensor.raw_data = np.ascontiguousarray(request.content).tobytes()
+        fill(self._weights, tensor, request.dtype, request.dims, request.content)
         self._result.rewritten.append(
-            Rewritten(tensor, request.node, request.edit, request.role, request.old, request.noise)
+            Rewritten(tensor, request.node, request.edit, request.role, request.old, request.noise, request.bias)
         )

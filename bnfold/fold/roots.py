@@ -16,7 +16,7 @@ from bnfold.fold.accept import Decision
 from bnfold.fold.dead import DeadColumns
 from bnfold.fold.parameters import shifted
 from bnfold.fold.ties import Coordinates, Linear, Ties
-from bnfold.fold.union_find import Floats, Ids, UnionFind, total
+from bnfold.fold.union_find import Floats, Ids, UnionFind, distinct, total
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -141,7 +141,7 @@ def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
     weights: list[Floats] = []
 
     def vote(held: Coordinates, weight: float) -> None:
-        flat = np.unique(getattr(held, kind))
+        flat = distinct(getattr(held, kind))
         flat = flat[_agree(ties, flat, kind)]
         ids.append(flat)
         weights.append(np.full(flat.size, weight))

@@ -40,7 +40,7 @@ class Sums:
     def add(self, ids: list[Ids], coefficient: list[float], tag: int) -> None:
         """State rows; ids broadcast against each other."""
         flat = np.stack([np.ravel(part) for part in np.broadcast_arrays(*ids)])
-        flat = np.unique(flat, axis=1)
+        flat = flat[:, np.unique(flat, axis=1, return_index=True)[1]]  # with the index: see `distinct`
         self._blocks.append(Block(flat, np.array(coefficient), tag))
 
     def settle(self) -> None:
@@ -129,9 +129,8 @@ class Sums:
         """For each row, its unknowns whose value is not 0, all being known by now."""
         rows = []
         for block in self._blocks:
-            root, alpha, beta = self._shift.find(block.ids)
-            moved = alpha * self._shift.known[root] + beta != 0
-            rows += [set(block.ids[moved[:, column], column].tolist()) for column in range(root.shape[1])]
+            moved = self._shift.values(block.ids) != 0
+            rows += [set(block.ids[moved[:, column], column].tolist()) for column in range(moved.shape[1])]
         return rows
 
     # -- one block ------------------------------------------------------------------------------
@@ -220,15 +219,12 @@ class Sums:
         """The quick test: each row has a class that no other block holds."""
         for block, columns in rows:
             root, weight, _ = self._terms(block)
-            for column in columns.tolist():
-                held = root[:, column][weight[:, column] != 0].tolist()
-                if not any(len(self._watch.get(r, ())) == 1 and self._once(block, columns, r) for r in held):
-                    return False
+            held, used = root[:, columns], weight[:, columns] != 0
+            roots, count = np.unique(held[used], return_counts=True)
+            own = [r for r in roots[count == 1].tolist() if len(self._watch.get(r, ())) == 1]
+            if not (np.isin(held, own) & used).any(0).all():
+                return False
         return True
-
-    def _once(self, block: Block, columns: Ids, root: int) -> bool:
-        roots, weight, _ = self._terms(block)
-        return int(((roots[:, columns] == root) & (weight[:, columns] != 0)).sum()) == 1
 
     def _unpeeled(self, rows: list[tuple[Block, Ids]]) -> int | None:
         """None if all rows can be peeled, else a class of a row that can't."""

@@ -131,6 +131,7 @@ class Ties:
     gates: list[tuple[Node, Coordinates, Coordinates, Coordinates, int]] = field(default_factory=list)
     sequences: dict[Value, list[Coordinates]] = field(default_factory=dict)
     absorbed: set[Node] = field(default_factory=set)
+    left_alone: set[Node] = field(default_factory=set)  # ops by constants that are part of something larger
     _pins: list[tuple[str, Ids, int, int]] = field(default_factory=list)
     _unions: list[tuple[str, Ids, Ids, Any, int]] = field(default_factory=list)
 
@@ -322,6 +323,7 @@ def tie_scope(ties: Ties) -> None:
     from bnfold.fold import ops  # registers the rules
 
     ops.load()
+    ties.left_alone = ops.inside_activations(ties)
     for node in ties.scope.nodes:
         if node in ties.absorbed:
             continue

@@ -7,11 +7,12 @@ Where y = BN(x) is removed, the stored x' is the stored y'.  It bears y's name w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx import GraphProto, NodeProto, helper
 
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.ties import Affine
 from bnfold.graph import Container, Graph, Node, Scope, Value, remove_nodes
 
 Created = Mapping[tuple[LinearEdit | AffineEdit, str], str]
@@ -28,6 +29,7 @@ class Wiring:
         self._name: dict[Value, str] = {}  # new names
         self._writer: dict[Value, NodeProto] = {}  # nodes that write a value now, where that isn't its producer
         self._gone: list[Node] = []
+        self._paired: set[Node] = set()  # Transposes that went with what they stood around
         self._added: list[tuple[Node, NodeProto]] = []  # (behind which node, what)
 
     def run(self) -> None:
@@ -57,16 +59,16 @@ class Wiring:
             if chain is not None:
                 self._gone += chain.nodes
                 self._writer[target] = linear.node.proto
-                _set_output(linear.node.proto, linear.output.name, target.name)
+                set_output(linear.node.proto, linear.output.name, target.name)
             return
         # y = MatMul(x) becomes y = Add(MatMul(x), bias); what is in between has a name of its own
         between = self._graph.unique_name(f"{target.name}_no_bias")
-        _set_output(linear.node.proto, linear.output.name, between)
+        set_output(linear.node.proto, linear.output.name, between)
         if chain is None:
             self._writer[target] = self._add_behind(linear.node, "Add", [between, bias], target.name)
         else:
             self._gone += chain.nodes[:-1]
-            _become(chain.nodes[-1].proto, "Add", [between, bias])
+            become(chain.nodes[-1].proto, "Add", [between, bias])
 
     # -- affine ops between ------------------------------------------------------------------------
 
@@ -92,7 +94,7 @@ class Wiring:
                 last.input[0] = op.source.name
             else:  # scale, bias and mean have been put at the last node; the variance stays
                 parameters, attributes = [*last.input[1:4], norm.proto.input[4]], list(norm.proto.attribute)
-                _become(last, "BatchNormalization", [op.source.name, *parameters])
+                become(last, "BatchNormalization", [op.source.name, *parameters])
                 last.attribute.extend(attributes)
             self._reads(kept[0], 0, op.source)
             return
@@ -101,7 +103,7 @@ class Wiring:
             place = 1 if role == "Sub" else 0  # b - x
             inputs = [self._created[edit, role]]
             inputs.insert(place, name)
-            _become(node.proto, role, inputs)
+            become(node.proto, role, inputs)
             if node is kept[0]:
                 self._reads(node, place, op.source)
             if node is not kept[-1]:  # an inner value that is not what it was
@@ -109,21 +111,40 @@ class Wiring:
             name = node.proto.output[0]
 
     def _remove(self, edit: AffineEdit) -> None:
-        op = edit.op
-        stored = self._resolve(op.source)
-        target = op.target
+        source, target, nodes = self._with_transposes(edit.op)
+        stored = self._resolve(source)
         must_show = target.is_output or target.captured
         free = stored.is_private and stored.producer is not None and stored not in self._name
         if must_show and not free:
             # Both names are seen: the same content under two of them.
-            _become(op.nodes[-1].proto, "Identity", [op.source.name])
-            self._gone += op.nodes[:-1]
-            self._reads(op.nodes[-1], 0, op.source)
+            become(nodes[-1].proto, "Identity", [source.name])
+            self._gone += nodes[:-1]
+            self._reads(nodes[-1], 0, source)
             return
-        self._gone += op.nodes
+        self._gone += nodes
         self._same[target] = stored
         if free and (must_show or (_is_identity(edit.target) and not _is_identity(edit.source))):
             self._name[stored] = target.name
+
+    def _with_transposes(self, op: Affine) -> tuple[Value, Value, Sequence[Node]]:
+        """What a removed op reads and makes, and its nodes; with the Transposes around it if one undoes the other.
+
+        They brought the channels to where a BatchNormalization wants them, and back.
+        """
+        plain = op.source, op.target, op.nodes
+        before = op.source.producer
+        inner = [op.source, op.target, *(value for node in op.nodes[:-1] if (value := node.output()) is not None)]
+        if before is None or before.op != "Transpose" or not all(v.is_private and len(v.users) == 1 for v in inner):
+            return plain
+        after = op.target.users[0][0]
+        source, target = before.input(0), after.output()
+        if after.op != "Transpose" or source is None or target is None or before in self._paired:
+            return plain
+        there, back = before.attribute("perm"), after.attribute("perm")
+        if not there or not back or [there[axis] for axis in back] != list(range(len(there))):
+            return plain
+        self._paired.update((before, after))
+        return source, target, (before, *op.nodes, after)
 
     def _resolve(self, value: Value) -> Value:
         while value in self._same:
@@ -147,7 +168,7 @@ class Wiring:
         gone = set(self._gone)
         for value, name in self._name.items():
             assert value.producer is not None
-            _set_output(self._writer.get(value, value.producer.proto), value.name, name)
+            set_output(self._writer.get(value, value.producer.proto), value.name, name)
         readers = set(self._same) | set(self._name)
         for value in readers:
             stored = self._resolve(value)
@@ -167,7 +188,7 @@ class Wiring:
                 entries.insert(index + 1, behind[id(entries[index])])
 
 
-def _become(proto: NodeProto, op: str, inputs: list[str]) -> None:
+def become(proto: NodeProto, op: str, inputs: list[str]) -> None:
     """Turn a node into another op, in its place and under its name."""
     proto.op_type = op
     proto.domain = ""
@@ -177,7 +198,8 @@ def _become(proto: NodeProto, op: str, inputs: list[str]) -> None:
     proto.input.extend(inputs)
 
 
-def _set_output(proto: NodeProto, old: str, new: str) -> None:
+def set_output(proto: NodeProto, old: str, new: str) -> None:
+    """Give an output of a node another name."""
     for index, name in enumerate(proto.output):
         if name == old:
             proto.output[index] = new
@@ -262,13 +284,13 @@ def _drop_value_info(graph: Graph) -> None:
                 del entries[index]
 
 
-def freeze(graph: Graph, plans: list[Plan]) -> list[str]:
+def freeze(graph: Graph, values: Iterable[Value]) -> list[str]:
     """Take initializers that a fold used or changed out of the inputs, so that feeding them later fails loudly.
 
     Before IR 4 every initializer has to be an input: there those that are left get a new name.
     """
     main = graph.main
-    frozen = sorted(main.overridable & _names_behind(value for plan in plans for value in _relied_on(plan)))
+    frozen = sorted(main.overridable & _names_behind(values))
     if graph.model.ir_version >= 4:
         for name in frozen:
             _drop_input(main, name)
@@ -285,7 +307,7 @@ def freeze(graph: Graph, plans: list[Plan]) -> list[str]:
     return frozen
 
 
-def _relied_on(plan: Plan) -> Iterator[Value]:
+def relied_on(plan: Plan) -> Iterator[Value]:
     """Constants that made new parameters, or that the way of moved coordinates depends on."""
     nodes: list[Node] = []
     for edit in plan.linears:

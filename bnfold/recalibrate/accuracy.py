@@ -77,7 +77,7 @@ def metric(model: ModelProto, function: Callable[[Any], Any]) -> float:
         UsageError: the function fails, or gives no number.
     """
     try:
-        session = Runner(model).session
+        session = Runner(model, optimized=True).session  # as users run it; it has all its weights
     except CannotRun as why:
         raise ModelError(str(why)) from why
     try:

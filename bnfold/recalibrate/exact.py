@@ -28,6 +28,7 @@ from bnfold.recalibrate.measure import Counting, Recipe, is_plain, make_runner, 
 from bnfold.recalibrate.moments import Moments
 from bnfold.recalibrate.sites import MEAN, VARIANCE, Site
 from bnfold.recalibrate.write import stored, to_inference
+from bnfold.verify.large import Model
 from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import CUT, Feeds, cut_model, reads
 
@@ -83,7 +84,7 @@ def _segment(plan: _Plan, level: int, batches: Iterable[Feeds], cache: Cache, pr
     for number, given in enumerate(batches):
         if runner is None:
             cuts = {name: _element_type(name, value) for name, value in given.items() if name not in plan.inputs}
-            runner = make_runner(cut_model(plan.proto, cuts, wanted), provider, wanted)
+            runner = make_runner(cut_model(plan.model, cuts, wanted), provider, wanted)
         values = run(runner, {name if name in plan.inputs else CUT + name: given[name] for name in given})
         cache.drop(number, [name for name in given if plan.last_read(name) <= level])
         cache.put(number, {name: values[name] for name in kept})
@@ -100,15 +101,16 @@ class _Plan:
     """The graph in levels, with an observer and statistics of its own at each use of each site.
 
     Attributes:
-        proto: the model, flat.
+        model: flat, and its large weights.
+        proto: of it.
         inputs: names of its inputs.
         uses: the BNs that are measured, each with the number of its site.
         readings_at: for each level, the readings of the uses (by their number) that are measured at it.
     """
 
-    def __init__(self, proto: ModelProto, sites: Sequence[Site], plain: bool) -> None:
+    def __init__(self, model: Model, sites: Sequence[Site], plain: bool) -> None:
         self._plain = plain
-        self.proto = proto
+        self.model, self.proto = model, (proto := model.proto)
         self.inputs = {info.name for info in proto.graph.input}
         self._names = Graph(proto)  # nodes are in topological order from here on
         self._sites = sites

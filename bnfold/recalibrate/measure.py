@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from onnx import ModelProto
 
 from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
@@ -21,6 +20,7 @@ from bnfold.model_file import LoadedModel, save, structure
 from bnfold.recalibrate.instrument import Reading, instrument
 from bnfold.recalibrate.moments import Floats, Moments
 from bnfold.recalibrate.sites import Site
+from bnfold.verify.large import Model
 from bnfold.verify.room import demand_room
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
 
@@ -73,7 +73,16 @@ def measure_pooled(model: LoadedModel, sites: Sequence[Site], data: Iterable[Fee
         CannotRun: it would take more memory than there is.
     """
     demand_room(structure(model))
-    readings = instrument(model.proto, sites, is_plain(provider))
+    return read_moments(model, sites, instrument(model.proto, sites, is_plain(provider)), data, provider)
+
+
+def read_moments(
+    model: LoadedModel, sites: Sequence[Site], readings: Sequence[Reading], data: Iterable[Feeds], provider: str
+) -> list[Moments]:
+    """What the readings of an instrumented model say of each site, all batches together.
+
+    Raises: ModelError if the model can't be run, or a statistic is not finite.
+    """
     # Through a file: its weights go from one file to the other, and are in memory once, where ONNX Runtime has them.
     with TemporaryDirectory(prefix="bnfold-") as folder:
         path = os.path.join(folder, "measuring.onnx")
@@ -126,7 +135,7 @@ def is_plain(provider: str) -> bool:
     return provider != "cpu"
 
 
-def make_runner(model: ModelProto | str, provider: str, names: Sequence[str] = ()) -> Runner:
+def make_runner(model: Model | str, provider: str, names: Sequence[str] = ()) -> Runner:
     """A session that is as fast as ONNX Runtime can make it.  Raises: ModelError."""
     try:
         return Runner(model, names, provider, optimized=True)

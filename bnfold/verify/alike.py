@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from onnx import NodeProto, numpy_helper
+import numpy as np
+from onnx import NodeProto
 
 from bnfold.verify.runtime import bodies
 from bnfold.verify.segments import Segment
@@ -39,7 +40,8 @@ def _forms(side: Side, nodes: Sequence[NodeProto], ends: Mapping[str, str]) -> d
     for tensor in side.proto.graph.initializer:
         if tensor.name in wanted:
             kind = f"{tensor.data_type} {list(tensor.dims)}".encode()
-            forms[tensor.name] = _hash(kind, numpy_helper.to_array(tensor).tobytes())
+            content = np.ascontiguousarray(side.proto.read(tensor)).reshape(-1).view(np.uint8)
+            forms[tensor.name] = _hash(kind, content.data)
     found: dict[str, bytes] = {}
     for node in nodes:
         given = [forms[name] if name else b"none" for name in node.input if name in forms or not name]
@@ -53,7 +55,7 @@ def _forms(side: Side, nodes: Sequence[NodeProto], ends: Mapping[str, str]) -> d
     return found
 
 
-def _hash(*parts: bytes) -> bytes:
+def _hash(*parts: bytes | memoryview) -> bytes:
     sha = hashlib.sha256()
     for part in parts:
         sha.update(len(part).to_bytes(8, "little"))

@@ -20,6 +20,7 @@ from bnfold.verify.data import from_file
 from bnfold.verify.discrete import judge_discrete
 from bnfold.verify.examine import Batches, Examination, examine
 from bnfold.verify.inputs import Samples, drawn
+from bnfold.verify.large import Model
 from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import CannotRun, demand_providers, onnxruntime_module, optimised_by_runtime
 from bnfold.verify.segments import Segment
@@ -102,12 +103,13 @@ def compare_models(
         return replace(result, verdict=comparison.UNKNOWN, reason=reason)
     except CannotRun as why:
         return replace(result, verdict=comparison.UNKNOWN, reason=str(why))
-    result = _by_signature(left, right, settings)
+    result = _by_signature(left.proto, right.proto, settings)
     if result.verdict == comparison.DIFFERENT:
         return result
     signature = result.signature
     try:
-        samples = drawn(pinned(left, signature), settings.seed) if data is None else from_file(left, data)
+        fitting = Model(pinned(left.proto, signature), left.beside)
+        samples = drawn(fitting, settings.seed) if data is None else from_file(left, data)
     except CannotRun as why:
         return replace(result, reason=f"A can't be run: {why}")
     return _Judge(left, right, samples, replace(result, inputs=samples.sentence)).judge()
@@ -129,12 +131,12 @@ def _versions() -> dict[str, str]:
     return {"bnfold": __version__} | {module.__name__: module.__version__ for module in modules}
 
 
-def _prepared(model: LoadedModel) -> ModelProto:
+def _prepared(model: LoadedModel) -> Model:
     with naming(model.path):
         return prepare(model)
 
 
-def _optimised(model: LoadedModel) -> ModelProto:
+def _optimised(model: LoadedModel) -> Model:
     with naming(model.path):
         return prepare(wrap(optimised_by_runtime(to_proto(model))))
 
@@ -142,7 +144,7 @@ def _optimised(model: LoadedModel) -> ModelProto:
 class _Judge:
     """Two prepared models with the same signature, and inputs for them."""
 
-    def __init__(self, a: ModelProto, b: ModelProto, samples: Samples, result: Comparison) -> None:
+    def __init__(self, a: Model, b: Model, samples: Samples, result: Comparison) -> None:
         self.a, self.b, self.result = a, b, result
         self.batches = Batches(samples.batches, result.signature.input_names)
         self.notes = list(result.notes)
@@ -227,7 +229,7 @@ class _Judge:
         if worst > criterion.EQUAL:
             assert first is not None
             off = _off_by(replace(first, r=min(first.r, worst)))
-            reason = f"{off}: more than rounding of single weights does, of the order of 1e-6"
+            reason = f"{off}: more than rounding of single weights does"
             return self._end(comparison.ROUNDING, reason, segments, first)
         if found.blind:
             name = quoted(found.blind[0].pair.a)

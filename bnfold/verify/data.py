@@ -19,13 +19,14 @@ from bnfold.inspection import Port
 from bnfold.mapped import Refused, open_regular
 from bnfold.recalibrate.data_files import DAMAGED, header_of, is_of_system
 from bnfold.verify.inputs import Samples, ports
+from bnfold.verify.large import Model
 from bnfold.verify.runtime import Feeds
 
 # Rows that are run at a time, if the model leaves it open.
 CHUNK = 8
 
 
-def from_file(model: ModelProto, path: str | os.PathLike[str]) -> Samples:
+def from_file(model: Model | ModelProto, path: str | os.PathLike[str]) -> Samples:
     """An .npz with an array for each input, samples along the first axis.
 
     An input whose first dimension is fixed to n is fed n rows at a time, others some. All batches have the same shape:

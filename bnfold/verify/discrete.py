@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto
 
 from bnfold.constants import Array
 from bnfold.errors import quoted
 from bnfold.verify.criterion import EQUAL, SEEDS
 from bnfold.verify.examine import Batch, Batches, Examination
-from bnfold.verify.prepare import moved
 from bnfold.verify.runtime import CUT, Feeds, Runner, cut_model
-from bnfold.verify.sides import DOUBLE, Side, as_double
+from bnfold.verify.sides import DOUBLE, Side
 
 # What hands a decision on.
 PASSES = frozenset("Cast Squeeze Unsqueeze Reshape Identity Flatten Not".split())
@@ -91,7 +90,7 @@ class _Decisions:
         """Constants that scores are compared with."""
         read = {name for node in self.deciders.values() if node for name in node.input[:2]}
         tensors = (tensor for tensor in self.a.model.graph.initializer if tensor.name in read)
-        return {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+        return {tensor.name: self.a.model.read(tensor) for tensor in tensors}
 
     def _known(self, batch: Batch, names: list[str]) -> Feeds:
         """A's exact values, as B's cuts take them."""
@@ -105,10 +104,10 @@ class _Decisions:
         """A's decisions and scores, and those with its weights moved."""
         feeds = self.a.double_feeds(batch.a)
         plain = Runner(cut_model(self.a.model, {}, wanted), wanted).run(feeds)
-        runner = Runner(cut_model(self.a.model, {}, wanted, self.a.weights), wanted)
-        loose = [name for name in runner.inputs if name in self.a.weights]
+        runner = Runner(cut_model(self.a.model, {}, wanted, self.a.loose), wanted)
+        loose = [name for name in runner.inputs if name in self.a.loose]
         return plain, [
-            runner.run(feeds | {name: as_double(moved(self.a.weights[name], self.seed + seed)) for name in loose})
+            runner.run(feeds | {name: self.a.weight(name, self.seed + seed) for name in loose})
             for seed in range(SEEDS)
         ]
 

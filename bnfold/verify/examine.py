@@ -13,8 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bnfold.verify.alike import alike
-from bnfold.verify.criterion import BLIND, DIFFERENT, EQUAL, MISSED, MORE_SEEDS, SEEDS, Reading
-from bnfold.verify.pairing import CLOSE, NEAR, SURE, Pair, Sketch, pair_coordinates, pair_places, pair_values, sketch
+from bnfold.verify.criterion import BLIND, DOUBTFUL, EQUAL, MORE_SEEDS, Reading
+from bnfold.verify.pairing import (
+    CLOSE,
+    NEAR,
+    ROUNDINGS,
+    SURE,
+    Pair,
+    Sketch,
+    pair_coordinates,
+    pair_places,
+    pair_values,
+    sketch,
+)  # fmt: skip
 from bnfold.verify.runtime import Feeds
 from bnfold.verify.segments import Segment, Segments
 from bnfold.verify.sides import HELD, Side
@@ -106,20 +117,19 @@ def examine(a: Side, b: Side, outputs: dict[str, str], batches: Batches, seed: i
     sketches_b, over_b = _sketches(b, first.b, True, None)
     shown = {left: right for left, right in outputs.items() if left in sketches_a and right in sketches_b}
     ends = [Pair(left, right, (), "output") for left, right in shown.items()]
-    pairs = ends + pair_values(sketches_a, sketches_b, ends, SURE)
+    sure = max([SURE, *(ROUNDINGS * a.unit(name) for name in a.floats)])
+    pairs = ends + pair_values(sketches_a, sketches_b, ends, sure)
     observed = pair_coordinates(sketches_a, sketches_b, pairs)
     bench = _Bench(a, b, batches, known, seed)
     log.info("measuring %d segments", len(pairs))
     found = bench.measure(pairs + observed, None)
     pairs, found, gone = _second_thoughts(bench, pairs + observed, found)
-    if off := [segment.pair for segment, reading in _off(found) if reading.r < MISSED * DIFFERENT]:
-        found |= bench.measure(pairs, off, MORE_SEEDS)
     pairs = [pair for pair in pairs if counts(pair)]
     located = _off(found)
     blind = [] if located else _blind(bench, found)
     if located or blind:
         less_sure = gone if located else []  # they may be right: two bugs in a row look the same
-        less_sure = less_sure + pair_values(sketches_a, sketches_b, [*pairs, *less_sure], CLOSE)
+        less_sure = less_sure + pair_values(sketches_a, sketches_b, [*pairs, *less_sure], max(CLOSE, sure))
         # What is A's in other coordinates is off by nature, though it may bear the same name or be near.
         taken = [*pairs, *observed]
         less_sure += pair_values(sketches_a, sketches_b, [*taken, *less_sure], NEAR)
@@ -171,14 +181,20 @@ class _Bench:
         """By the place of B's value among B's."""
         return sorted(items, key=lambda item: self._order.get(item[0].pair.b, 0))
 
-    def measure(self, pairs: Sequence[Pair], wanted: Sequence[Pair] | None, seeds: int = SEEDS) -> Found:
-        """Readings of some or all pairs, with both models cut at all of them."""
+    def measure(self, pairs: Sequence[Pair], wanted: Sequence[Pair] | None) -> Found:
+        """Readings of some or all pairs, with both models cut at all of them; doubtful ones twice."""
         self.pairs = [pair for pair in pairs if counts(pair)]
-        cut = Segments(self.a, self.b, pairs, wanted, self.seed, seeds)
+        found = self._measure(Segments(self.a, self.b, pairs, wanted, self.seed))
+        low, high = DOUBTFUL
+        doubtful = [pair for pair, (_, reading) in found.items() if low < reading.r < high]
+        if doubtful:
+            found |= self._measure(Segments(self.a, self.b, pairs, doubtful, self.seed, MORE_SEEDS, both=True))
+        return found
+
+    def _measure(self, cut: Segments) -> Found:
         for batch in self.batches:
             cut.run(batch.a, batch.b, self.known)
         return {segment.pair: (segment, segment.reading()) for segment in cut.segments}
-
 
     def same(self, segment: Segment) -> bool:
         """Whether both models have the very same nodes there."""

@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto
 from bnfold.constants import Array, is_floating
 from bnfold.errors import quoted
 from bnfold.inspection import Port, port_of
+from bnfold.verify.large import Model
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
 
 # Sizes tried for symbolic dimensions other than the batch, until the original runs.
@@ -40,7 +41,7 @@ class Samples:
     sentence: str
 
 
-def ports(model: ModelProto) -> tuple[list[Port], list[Port]]:
+def ports(model: Model | ModelProto) -> tuple[list[Port], list[Port]]:
     """Inputs (that callers have to give) and outputs."""
     fixed = {tensor.name for tensor in model.graph.initializer}
     return (
@@ -49,7 +50,7 @@ def ports(model: ModelProto) -> tuple[list[Port], list[Port]]:
     )
 
 
-def drawn(model: ModelProto, seed: int) -> Samples:
+def drawn(model: Model | ModelProto, seed: int) -> Samples:
     """Random inputs that ONNX Runtime runs `model` with.
 
     Raises: CannotRun if it runs with none.
@@ -80,11 +81,11 @@ def drawn(model: ModelProto, seed: int) -> Samples:
     return Samples(batches, f"{kind}, seed {seed}: {sizes}")
 
 
-def _has_open_sides(model: ModelProto) -> bool:
+def _has_open_sides(model: Model | ModelProto) -> bool:
     return any(not isinstance(size, int) or size < 1 for port in ports(model)[0] for size in (port.shape or ())[1:])
 
 
-def _draw(model: ModelProto, side: int, seed: int) -> Iterator[Feeds]:
+def _draw(model: Model | ModelProto, side: int, seed: int) -> Iterator[Feeds]:
     """One batch whose first half is normal and second half uniform; two where the batch size is 1."""
     first = dict[str, Array]()
     second = dict[str, Array]()

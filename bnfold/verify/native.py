@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto
 
 from bnfold.constants import Array, is_floating
 from bnfold.errors import quoted
 from bnfold.verify.comparison import OutputReport
 from bnfold.verify.criterion import SEEDS, Tally, unlike
+from bnfold.verify.large import Model
 from bnfold.verify.prepare import ULP, moved, weights
 from bnfold.verify.runtime import Feeds, Runner, cut_model
 from bnfold.verify.sides import as_double
@@ -84,7 +84,7 @@ class NativeRun:
 
 
 def run_natively(
-    a: ModelProto, b: ModelProto, signature: Signature, batches: Sequence[Feeds], providers: tuple[str, str],
+    a: Model, b: Model, signature: Signature, batches: Sequence[Feeds], providers: tuple[str, str],
     optimized: bool, judged: bool,
 ) -> NativeRun:  # fmt: skip
     """Run both models on every batch.
@@ -149,7 +149,7 @@ def _differing(x: object, y: object) -> int:
 class _Noisy:
     """A with moved weights: its noise, as it is deployed."""
 
-    def __init__(self, model: ModelProto, names: list[str], provider: str) -> None:
+    def __init__(self, model: Model, names: list[str], provider: str) -> None:
         self.weights = weights(model)
         self.runner = Runner(cut_model(model, {}, names, self.weights), names, provider)
         self.types = {info.name: info.type.tensor_type.elem_type for info in model.graph.output}
@@ -158,7 +158,7 @@ class _Noisy:
         """Outputs, once for each seed."""
         for seed in range(SEEDS):
             rng = np.random.default_rng(seed)
-            given = {name: moved(tensor, seed) for name, tensor in self.weights.items()}
+            given = {name: moved(name, weight, seed) for name, weight in self.weights.items()}
             for name, value in feeds.items():
                 if value.dtype.kind == "f":
                     ulp = float(np.finfo(value.dtype).eps)

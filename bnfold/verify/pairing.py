@@ -26,6 +26,8 @@ PLACES = 512
 # rounding parts; up to CLOSE it is a bug rather than other coordinates, up to NEAR it may be either; such pairs help to
 # find a bug or to see past an output that reacts to nothing.
 SURE, CLOSE, NEAR = 1e-3, 0.02, 0.3
+# Rounding the weights of 16-bit types parts right values by more than that: SURE is at least so many units of the type.
+ROUNDINGS = 16.0
 # Nearest values that are considered for each.
 CANDIDATES = 6
 # Values that are the other's in other coordinates: standardised, they agree this well.

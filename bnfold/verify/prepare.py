@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from bnfold.constants import Array, finfo
-from bnfold.model_file import LoadedModel, to_proto
+from bnfold.model_file import LoadedModel
+from bnfold.verify.large import LARGE, PLAIN, Model, opened, reference
 from bnfold.verify.room import demand_room
 from bnfold.verify.runtime import CUT, CannotRun, Runner, bodies, cut_model, element_types, first_line, reads
 
@@ -34,21 +35,25 @@ LARGEST: dict[int, float] = {
 # Inputs of these ops that are weights; others (bounds, exponents, shapes) are settings, and moving them is no rounding.
 WEIGHTED = frozenset(
     """Conv ConvTranspose Gemm MatMul BatchNormalization Mul Add Sub Div PRelu LSTM GRU RNN InstanceNormalization
-    LayerNormalization GroupNormalization RMSNormalization Einsum""".split()
+    LayerNormalization GroupNormalization RMSNormalization Einsum FusedConv FusedGemm FusedMatMul BiasGelu
+    SkipLayerNormalization""".split()
 )
 # What only moves data: a weight behind it is a weight.
 MOVERS = frozenset("Transpose Reshape Identity Cast CastLike Unsqueeze Squeeze Flatten Slice Split Expand".split())
+# Numbers of a weight that are moved at a time.
+BLOCK = 1 << 20
 RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 
 
-def prepare(model: LoadedModel) -> ModelProto:
+def prepare(model: LoadedModel) -> Model:
     """A copy with local functions inlined and constants computed; initializers are no inputs any more.
 
     Raises:
-        TooLargeError: it is larger than 2 GiB.
+        ExternalDataError: tensors are out of reach.
         CannotRun: its functions can't be inlined, or it would take more memory than there is.
     """
-    proto = to_proto(model)
+    found = opened(model)
+    proto = found.proto
     demand_room(proto)
     if proto.functions:
         import onnx.inliner
@@ -61,12 +66,11 @@ def prepare(model: LoadedModel) -> ModelProto:
     inputs = [info for info in proto.graph.input if info.name not in constant]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
-    _settle(proto)
-    return proto
+    return _settled(Model(proto, found.beside))
 
 
-def _settle(model: ModelProto) -> None:
-    """Replace what depends on no input by initializers, where ONNX Runtime can compute it."""
+def _settled(model: Model) -> Model:
+    """What depends on no input becomes initializers, where ONNX Runtime can compute it."""
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}
     fixed: list[NodeProto] = []
@@ -75,7 +79,7 @@ def _settle(model: ModelProto) -> None:
             fixed.append(node)
             known.update(node.output)
     if not fixed:
-        return
+        return model
     made = {name for node in fixed for name in node.output if name}
     shown = {info.name for info in graph.output}
     ids = {id(node) for node in fixed}
@@ -85,7 +89,13 @@ def _settle(model: ModelProto) -> None:
         values = _computed(model, fixed, wanted)
     except CannotRun:  # a type without kernels: Constant nodes at least need none
         values = _constant_nodes(fixed)
-    tensors = {name: numpy_helper.from_array(value, name) for name, value in values.items() if _plain(value)}
+    values = {name: value for name, value in values.items() if _plain(value)}
+    beside = {name: value for name, value in values.items() if _is_large(value)}
+    tensors = {
+        name: reference(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape) if name in beside
+        else numpy_helper.from_array(value, name)
+        for name, value in values.items()
+    }  # fmt: skip
     settled = [node for node in fixed if all(name in tensors or name not in wanted for name in node.output if name)]
     if len(settled) < len(fixed):  # keep the rest whole
         settled = [node for node in fixed if node.op_type == "Constant" and node.output[0] in tensors]
@@ -97,15 +107,26 @@ def _settle(model: ModelProto) -> None:
     for name in sorted(shown & outputs):  # an output must be made by a node
         tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
         tensor.name = f"bnfold constant: {name}"
+        if name in beside:
+            beside[tensor.name] = beside.pop(name)
         for copy in copies:
             for index, read in enumerate(copy.input):
                 copy.input[index] = tensor.name if read == name else read
         copies.append(onnx.helper.make_node("Identity", [tensor.name], [name]))
     del graph.node[:]
     graph.node.extend(copies)
+    used = set().union(*map(reads, copies))
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return Model(model.proto, {name: array for name, array in {**model.beside, **beside}.items() if name in used})
 
 
-def _computed(model: ModelProto, fixed: list[NodeProto], wanted: list[str]) -> dict[str, Array]:
+def _is_large(value: Array) -> bool:
+    return value.nbytes >= LARGE and onnx.helper.np_dtype_to_tensor_dtype(value.dtype) in PLAIN
+
+
+def _computed(model: Model, fixed: list[NodeProto], wanted: list[str]) -> dict[str, Array]:
     """Constants; what is float16 is computed, and stored so, before anything reads it.
 
     Raises: CannotRun.
@@ -149,7 +170,7 @@ def _constant_nodes(nodes: list[NodeProto]) -> dict[str, Array]:
     }  # fmt: skip
 
 
-def weights(model: ModelProto) -> dict[str, TensorProto]:
+def weights(model: Model) -> dict[str, Array]:
     """The float initializers that are weights: those that a rounding would move."""
     makers = {name: node for node in model.graph.node for name in node.output}
     waiting = [name for node in model.graph.node if node.op_type in WEIGHTED for name in node.input]
@@ -162,12 +183,20 @@ def weights(model: ModelProto) -> dict[str, TensorProto]:
         if name in makers and makers[name].op_type in MOVERS:
             waiting.append(makers[name].input[0])
     tensors = (tensor for tensor in model.graph.initializer if tensor.data_type in ULP)
-    return {tensor.name: tensor for tensor in tensors if tensor.name in found}
+    return {tensor.name: model.read(tensor) for tensor in tensors if tensor.name in found}
 
 
-def moved(tensor: TensorProto, seed: int) -> Array:
+def moved(name: str, weight: Array, seed: int) -> Array:
     """A weight, every number one unit in the last place up or down (0 stays), of its stored type."""
-    array = numpy_helper.to_array(tensor)
-    rng = np.random.default_rng([seed, *tensor.name.encode()])
-    away = np.where(rng.integers(0, 2, array.shape) == 1, np.inf, -np.inf).astype(array.dtype)
-    return np.asarray(np.where(array == 0, array, np.nextafter(array, away)), array.dtype)
+    rng = np.random.default_rng([seed, *name.encode()])
+    flat = np.ascontiguousarray(weight).ravel()
+    result: Array = flat.copy()
+    bits = result.view(f"i{flat.itemsize}")  # the next number is the next integer
+    for start in range(0, flat.size, BLOCK):
+        part, place = flat[start : start + BLOCK], slice(start, start + BLOCK)
+        away = np.unpackbits(np.frombuffer(rng.bytes(-(-part.size // 8)), np.uint8), count=part.size)
+        bits[place] += 2 * away.astype(np.int8) - 1
+        with np.errstate(invalid="ignore"):
+            stays = (part == 0) | ~np.isfinite(part) | ~np.isfinite(result[place])
+        np.copyto(result[place], part, where=stays)
+    return np.asarray(result.reshape(weight.shape))

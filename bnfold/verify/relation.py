@@ -26,6 +26,7 @@ from bnfold.errors import quoted
 from bnfold.fold.plan import Plan
 from bnfold.fold.union_find import Floats
 from bnfold.model_file import LoadedModel, to_proto
+from bnfold.verify.large import parted
 from bnfold.verify.noise import moved, own_errors
 from bnfold.verify.room import demand_room
 from bnfold.verify.runtime import CannotRun, Runner, reads, static_shapes
@@ -186,7 +187,7 @@ def _shared_values(before: ModelProto, after: ModelProto, plan: Plan) -> list[st
 
 def _first_run(model: ModelProto) -> tuple[dict[str, Array], dict[str, Array]]:
     """Random inputs that the original runs on, and its outputs."""
-    demand_room(model)
+    demand_room(parted(model).proto)
     runner = Runner(model)
     trouble: CannotRun | None = None
     for sizes in SIZES:
@@ -204,7 +205,7 @@ def _inputs(runner: Runner, sizes: tuple[int, int]) -> dict[str, Array]:
     rng = np.random.default_rng(0)
     named: dict[object, int] = {}
     feeds: dict[str, Array] = {}
-    for info in runner.session.get_inputs():
+    for info in runner.ports:
         shape = [
             dim if isinstance(dim, int) and dim > 0
             else named.setdefault(dim if isinstance(dim, str) and dim else (info.name, axis), sizes[min(axis, 1)])
@@ -223,7 +224,7 @@ def _inputs(runner: Runner, sizes: tuple[int, int]) -> dict[str, Array]:
 
 def _value_sizes(model: LoadedModel, feeds: dict[str, Array]) -> dict[str, int]:
     """Bytes of the values in float64, as far as shape inference goes (without its weights a model is small)."""
-    return {name: 8 * math.prod(shape) for name, shape in static_shapes(model.proto, feeds).items()}
+    return {name: 8 * math.prod(shape) for name, shape in static_shapes(parted(model.proto), feeds).items()}
 
 
 def _groups(names: list[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -13,14 +13,16 @@ from onnx import ModelProto
 
 from bnfold.errors import quoted
 from bnfold.inference import infer_shapes
-from bnfold.verify.large import without_large
 from bnfold.verify.runtime import CannotRun
 from bnfold.weights import bits_of
 
 
 def demand_room(model: ModelProto) -> None:
-    """Raises: CannotRun if a value of the main graph is larger than this machine's memory, whatever it is fed."""
-    inferred = infer_shapes(without_large(model)[0])  # what has no shape is not judged
+    """Of a model whose large weights are elsewhere.
+
+    Raises: CannotRun if a value of the main graph is larger than this machine's memory, whatever it is fed.
+    """
+    inferred = infer_shapes(model)  # what has no shape is not judged
     largest = _memory()
     for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         tensor = info.type.tensor_type

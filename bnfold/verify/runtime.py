@@ -12,12 +12,12 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold.constants import Array
 from bnfold.errors import UsageError, quoted
 from bnfold.inference import infer_shapes
-from bnfold.verify.large import without_large
+from bnfold.verify.large import Model, parted
 
 Feeds = dict[str, Array]
 
@@ -40,28 +40,34 @@ class Runner:
     """A session of a model.
 
     Args:
-        model: at most 2 GiB, it is the same afterwards; or the path of one of any size.
+        model: it is the same afterwards; or the path of one.
         names: the values to compute, of a model in memory inner ones too; none: all outputs.
         provider: one of `PROVIDERS`.
         optimized: whether ONNX Runtime may optimise it.
+
+    Attributes:
+        inputs: names of what `run` has to be fed.
+        names: what it computes.
 
     Raises: CannotRun.
     """
 
     def __init__(
-        self, model: ModelProto | str, names: Sequence[str] = (), provider: str = "cpu", optimized: bool = False
+        self, model: Model | ModelProto | str, names: Sequence[str] = (), provider: str = "cpu", optimized: bool = False
     ) -> None:
+        self._fed: dict[str, Array] = {}
         if isinstance(model, str):
-            self.session = _session(model, provider, optimized)
+            self.session = _session(model, {}, provider, optimized)
         else:
-            shown = {info.name for info in model.graph.output}
-            count = len(model.graph.output)
-            model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in shown)
-            try:
-                self.session = _session(model, provider, optimized)
-            finally:
-                del model.graph.output[count:]
-        self.inputs = [given.name for given in self.session.get_inputs()]
+            model = model if isinstance(model, Model) else parted(model)
+            proto, beside = _with_outputs(model, names), dict(model.beside)
+            if provider == "cpu" and not optimized:  # an initializer would be copied, an input is read where it is
+                self._fed = {name: array for name, array in beside.items() if array.dtype.kind == "f"}
+                _as_inputs(proto.graph, self._fed)
+            kept = {name: array for name, array in beside.items() if name not in self._fed}
+            self.session = _session(proto, kept, provider, optimized)
+        self.ports = [given for given in self.session.get_inputs() if given.name not in self._fed]
+        self.inputs = [given.name for given in self.ports]
         self.names = list(names) or [output.name for output in self.session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Array]) -> Feeds:
@@ -73,10 +79,35 @@ class Runner:
             given = {name: feeds[name] for name in self.inputs if name in feeds}
             # An input that is an output too: some versions return memory that they free.
             made = [name for name in self.names if name not in given]
-            values = dict(zip(made, self.session.run(made, given) if made else [], strict=True))
+            values = dict(zip(made, self.session.run(made, given | self._fed) if made else [], strict=True))
             return {name: given[name] if name in given else values[name] for name in self.names}
         except Exception as error:
             raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
+
+
+def _with_outputs(model: Model, names: Iterable[str]) -> ModelProto:
+    """A copy with more outputs."""
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    shown = {info.name for info in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in shown)
+    return proto
+
+
+def _as_inputs(graph: GraphProto, names: Container[str]) -> None:
+    """Make inputs of initializers."""
+    kept: list[TensorProto] = []
+    fed: list[TensorProto] = []
+    for tensor in graph.initializer:
+        (fed if tensor.name in names else kept).append(tensor)
+    shown = {info.name for info in graph.input}
+    graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in fed if tensor.name not in shown
+    )  # fmt: skip
+    if fed:
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
 
 
 def onnxruntime_module() -> Any:
@@ -98,7 +129,7 @@ def onnxruntime_module() -> Any:
     return onnxruntime
 
 
-def _session(model: ModelProto | str, provider: str, optimized: bool) -> Any:
+def _session(model: ModelProto | str, beside: Mapping[str, Array], provider: str, optimized: bool) -> Any:
     try:
         onnxruntime = onnxruntime_module()
     except ImportError as error:
@@ -117,10 +148,9 @@ def _session(model: ModelProto | str, provider: str, optimized: bool) -> Any:
     try:
         if isinstance(model, str):
             return onnxruntime.InferenceSession(model, options, providers=providers)
-        light, large = without_large(model)
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(tensor)) for tensor in large]
-        options.add_external_initializers([tensor.name for tensor in large], values)
-        return onnxruntime.InferenceSession(light.SerializeToString(), options, providers=providers)
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in beside.values()]
+        options.add_external_initializers(list(beside), values)
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise CannotRun(f"ONNX Runtime can't load it: {first_line(error)}") from error
 
@@ -204,9 +234,9 @@ def producers(graph: GraphProto) -> dict[str, NodeProto]:
 
 
 def cut_model(
-    model: ModelProto, cuts: Mapping[str, int], wanted: Sequence[str], loose: Container[str] = (),
+    model: Model, cuts: Mapping[str, int], wanted: Sequence[str], loose: Container[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> ModelProto:  # fmt: skip
+) -> Model:  # fmt: skip
     """What it takes to compute `wanted` when the values `cuts` are given.
 
     Whoever reads a cut value reads an input of the name `CUT` + its own; its producer still makes it, if that is
@@ -222,9 +252,9 @@ def cut_model(
     graph, renamed, shapes = model.graph, {name: CUT + name for name in cuts}, shapes or {}
     made_by = producers(graph)
     needed, given = _needed(made_by, renamed, wanted)
-    result = ModelProto(ir_version=model.ir_version)
-    result.opset_import.extend(model.opset_import)
-    result.functions.extend(model.functions)
+    result = ModelProto(ir_version=model.proto.ir_version)
+    result.opset_import.extend(model.proto.opset_import)
+    result.functions.extend(model.proto.functions)
     result.graph.name = graph.name or "cut"
     for node in graph.node:
         if id(node) in needed:
@@ -243,7 +273,8 @@ def cut_model(
     for name in wanted:
         if name in made_by:
             result.graph.output.append(onnx.ValueInfoProto(name=name))
-    return result
+    kept = {tensor.name for tensor in result.graph.initializer}
+    return Model(result, {name: array for name, array in model.beside.items() if name in kept})
 
 
 def _needed(
@@ -287,15 +318,16 @@ def frontier(
     return given, list(nodes.values())
 
 
-def element_types(model: ModelProto) -> dict[str, int]:
+def element_types(model: Model) -> dict[str, int]:
     """TensorProto data types of values, as far as they can be inferred."""
-    graph = infer_shapes(without_large(model)[0]).graph
-    return {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
+    found = infer_shapes(model.proto).graph
+    infos = (*found.input, *found.value_info, *found.output)
+    return {info.name: info.type.tensor_type.elem_type for info in infos}
 
 
-def static_shapes(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def static_shapes(model: Model, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of values for inputs of the shapes of `feeds`, as far as they can be inferred."""
-    copy, _ = without_large(model)
+    copy = _with_outputs(model, ())
     del copy.graph.value_info[:]
     for info in copy.graph.output:
         info.type.tensor_type.ClearField("shape")

@@ -7,18 +7,19 @@ Channels that are 0 hide the weights behind them: such a segment is run once mor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
 from bnfold.constants import Array
 from bnfold.verify.criterion import NATIVE, SEEDS, Reading, Tally, regressed
 from bnfold.verify.pairing import Pair
 from bnfold.verify.prepare import moved
 from bnfold.verify.runtime import CUT, Feeds, Runner, cut_model, frontier
-from bnfold.verify.sides import DOUBLE, HELD, Side, as_double
+from bnfold.verify.sides import DOUBLE, WINDOW, Side, as_double
 
 
 @dataclass
@@ -62,13 +63,14 @@ class Segments:
         wanted: those to measure; None: all.
         seed: of the noise.
         seeds: how many runs it is measured by.
+        both: whether B's is measured, too.
     """
 
     def __init__(
         self, a: Side, b: Side, pairs: Sequence[Pair], wanted: Iterable[Pair] | None = None, seed: int = 0,
-        seeds: int = SEEDS,
+        seeds: int = SEEDS, both: bool = False,
     ) -> None:  # fmt: skip
-        self.a, self.b, self.seed, self.seeds = a, b, seed, seeds
+        self.a, self.b, self.seed, self.seeds, self.both = a, b, seed, seeds, both
         self.pairs = pairs
         cuts = [pair for pair in pairs if pair.basis != "coordinates"]
         self.by_b = {pair.b: pair for pair in cuts}
@@ -94,7 +96,7 @@ class Segments:
             nodes_a, nodes_b, native, Tally(a.unit(pair.a), self.seeds), Tally(a.unit(pair.a), self.seeds),
         )  # fmt: skip
 
-    def run(self, feeds_a: Feeds, feeds_b: Feeds, known: Mapping[str, Array] | None = None, held: int = HELD) -> None:
+    def run(self, feeds_a: Feeds, feeds_b: Feeds, known: Mapping[str, Array] | None = None, held: int = WINDOW) -> None:
         """Measure one batch.
 
         Args:
@@ -111,7 +113,7 @@ class Segments:
         names = set().union(*needs) if needs else set()
         ordered = [name for name in self.a.floats if name in names]
         values: Feeds = {}
-        for window in [dict(known)] if known is not None else self.a.walk(ordered, double_a, held):
+        for window in _windows(self.a, ordered, double_a, known, held):
             values.update(window)
             ready = [segment for segment, need in waiting if need <= values.keys()]
             waiting = [(segment, need) for segment, need in waiting if not need <= values.keys()]
@@ -132,6 +134,15 @@ class Segments:
         if not segment.given_a or {self.by_b[name].a for name in segment.given_b} != segment.given_a:
             return False
         return any(_has_idle(values[name]) for name in segment.given_a)
+
+
+def _windows(
+    a: Side, names: Sequence[str], feeds: Feeds, known: Mapping[str, Array] | None, held: int
+) -> Iterator[Feeds]:
+    """A's exact values, as many as fit into memory at a time."""
+    if known is None:
+        return a.walk(names, feeds, held)
+    return ({name: known[name] for name in group} for group in a.windows(names, held))
 
 
 def _has_idle(value: Array) -> bool:
@@ -160,28 +171,37 @@ class _Measurement:
 
     def run(self, feeds_a: Feeds, feeds_b: Feeds) -> None:
         """Run B, then A with each seed, and add up."""
-        cut, names_a = self.cut, [segment.pair.a for segment in self.segments]
-        cuts_b = {name: self.values[self.cut.by_b[name].a] for s in self.segments for name in s.given_b}
-        found = self._session(cut.b, [segment.pair.b for segment in self.segments], cut.cut_b, False).run(
-            feeds_b | {CUT + name: self._stored(cut.b, name, cut.by_b[name], value) for name, value in cuts_b.items()}
-        )
-        runner = self._session(cut.a, names_a, cut.cut_a, True)
+        cut, names_a, names_b = self.cut, *([s.pair.a for s in self.segments], [s.pair.b for s in self.segments])
+        given_b = {
+            name: self._stored(cut.b, name, cut.by_b[name], self.values[cut.by_b[name].a])
+            for segment in self.segments for name in segment.given_b
+        }  # fmt: skip
+        run_b = partial(self._noisy, cut.b, self._session(cut.b, names_b, cut.cut_b, cut.both), feeds_b, given_b)
+        found = run_b(None)
         own = {name for segment in self.segments for name in segment.given_a}
-        given = {name: self._stored(cut.a, name, None, self.values[name]) for name in own}
-        exact = {name: self.values[name] for name in names_a}
-        if self.native or self.probing:
-            exact = self._noisy(runner, feeds_a, given, None)
+        given_a = {name: self._stored(cut.a, name, None, self.values[name]) for name in own}
+        run_a = partial(self._noisy, cut.a, self._session(cut.a, names_a, cut.cut_a, True), feeds_a, given_a)
+        exact = run_a(None) if self.native or self.probing else {name: self.values[name] for name in names_a}
         slopes = [self._add(segment, exact[segment.pair.a], found[segment.pair.b]) for segment in self.segments]
-        for seed in range(cut.seeds):
-            noisy = self._noisy(runner, feeds_a, given, cut.seed + seed)
+        for seed in range(cut.seed, cut.seed + cut.seeds):
+            noisy = run_a(seed)
             for segment, slope in zip(self.segments, slopes, strict=True):
-                name, tally = segment.pair.a, self._tally(segment)
-                tally.add_noise(seed, as_double(exact[name]), as_double(noisy[name]), slope)
+                name = segment.pair.a
+                self._tally(segment).add_noise(as_double(exact[name]), as_double(noisy[name]), slope)
+            if cut.both:
+                self._add_noise_of_b(exact, found, run_b(seed))
+
+    def _add_noise_of_b(self, exact: Feeds, found: Feeds, noisy: Feeds) -> None:
+        for segment in self.segments:
+            pair, shape = segment.pair, exact[segment.pair.a].shape
+            if found[pair.b].size == exact[pair.a].size:
+                plain, moved_one = (as_double(pair.as_a(values[pair.b], shape)) for values in (found, noisy))
+                self._tally(segment).add_noise(plain, moved_one, of_b=True)
 
     def _session(self, side: Side, names: list[str], cuts: Mapping[str, int], loose: bool) -> Runner:
         model = side.proto if self.native else side.model
         types = {name: side.types[name] for name in cuts} if self.native else cuts
-        weights = side.weights if loose else ()
+        weights = (side.weights if self.native else side.loose) if loose else ()
         wanted = list(dict.fromkeys(names))
         return Runner(cut_model(model, types, wanted, weights, side.shapes), wanted)
 
@@ -191,17 +211,16 @@ class _Measurement:
             value = pair.as_b(value, side.shapes[name])
         return value.astype(helper.tensor_dtype_to_np_dtype(side.types[name])) if self.native else value
 
-    def _noisy(self, runner: Runner, feeds: Feeds, given: Feeds, seed: int | None) -> Feeds:
-        """A's values with weights and inputs one unit in the last place up or down; none of it without a seed."""
-        side = self.cut.a
+    def _noisy(self, side: Side, runner: Runner, feeds: Feeds, given: Feeds, seed: int | None) -> Feeds:
+        """Values with weights and inputs one unit in the last place up or down; none of it without a seed."""
         rng = np.random.default_rng(seed)
         found: Feeds = {}
         for name in runner.inputs:
             cut = name.removeprefix(CUT)
-            if name in side.weights:
-                weight = side.weights[name]
-                value = moved(weight, seed) if seed is not None else numpy_helper.to_array(weight)
-                found[name] = value if self.native else as_double(value)
+            if self.native and name in side.weights:
+                found[name] = side.weights[name] if seed is None else moved(name, side.weights[name], seed)
+            elif name in side.loose:
+                found[name] = side.weight(name, seed)
             else:
                 value = given[cut] if name.startswith(CUT) else feeds[name]
                 if seed is not None and value.dtype.kind == "f":

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import NodeProto, TensorProto
 
 from bnfold.constants import Array
-from bnfold.verify.prepare import LARGEST, ULP, weights
+from bnfold.verify.large import Model
+from bnfold.verify.prepare import LARGEST, ULP, moved, weights
 from bnfold.verify.runtime import (
     CUT,
     CannotRun,
@@ -24,8 +25,11 @@ from bnfold.verify.runtime import (
     static_shapes,
 )
 
-# Bytes of double values that are held at a time; more is computed in windows, one after the other.
-HELD = 1 << 30
+# Bytes of double values that are kept from one run to the next; more is computed again.
+HELD = 1 << 29
+# Bytes that are computed at a time, values in double and the weights that they are made with: a window. A measurement
+# holds the values of three (A's, B's, and A's with moved weights).
+WINDOW = 1 << 28
 # Values whose shapes can't be inferred are asked for natively, this many at a time.
 ASKED = 64
 
@@ -46,13 +50,14 @@ class Side:
         shapes, types: of values, as far as they are known.
         floats: the values that can be compared, in topological order.
         weights: initializers that rounding would move.
+        loose: the initializers of `model` that hold them, and their own names.
         makers: the node of each value, in `proto`.
 
     Raises:
         CannotRun: there is no double form.
     """
 
-    def __init__(self, proto: ModelProto, feeds: Mapping[str, Array]) -> None:
+    def __init__(self, proto: Model, feeds: Mapping[str, Array]) -> None:
         from bnfold.verify.float64 import Unsupported, to_float64
 
         self.proto = proto
@@ -61,10 +66,12 @@ class Side:
         self.makers = producers(proto.graph)
         self._ask(feeds)
         try:
-            form = to_float64(proto, self.shapes, self.types)
+            form = to_float64(proto.proto, self.shapes, self.types)
         except Unsupported as why:
             raise CannotRun(f"it has no float64 form: {why}") from why
-        self.model, self.unsupported = form.model, form.unsupported
+        self.unsupported = form.unsupported
+        kept = {name: array for name, array in proto.beside.items() if name not in form.stored.values()}
+        self.model = Model(form.model, {new: proto.beside[old] for new, old in form.stored.items()} | kept)
         self.double_makers = producers(self.model.graph)
         self.floats = [
             name
@@ -74,6 +81,8 @@ class Side:
             and (name in self.double_makers or name in self.unsupported)
         ]  # fmt: skip
         self.weights = weights(proto)
+        stored = {old: new for new, old in form.stored.items()}
+        self.loose = {stored.get(name, name): name for name in self.weights}
 
     def _ask(self, feeds: Mapping[str, Array]) -> None:
         """Shapes and types that inference doesn't give, from native runs."""
@@ -89,6 +98,12 @@ class Side:
                     self.shapes[name] = value.shape
                     kind = {"float32": 1, "float16": 10, "float64": 11, "int64": 7, "int32": 6, "bool": 9}
                     self.types[name] = kind.get(value.dtype.name, 0)
+
+    def weight(self, name: str, seed: int | None) -> Array:
+        """One of `loose` as `model` takes it, moved by one unit in the last place if there is a seed."""
+        own = self.loose[name]
+        value = self.weights[own] if seed is None else moved(own, self.weights[own], seed)
+        return as_double(value) if name == own else value
 
     def nbytes(self, name: str) -> int:
         """Size of a value in double."""
@@ -127,19 +142,25 @@ class Side:
         """Values that the segment of a value begins at, and its nodes, in the model's own graph."""
         return frontier(self.makers, cuts, name)
 
-    def windows(self, names: Sequence[str], held: int = HELD) -> list[list[str]]:
+    def windows(self, names: Sequence[str], held: int = WINDOW) -> list[list[str]]:
         """Values in topological order, in groups that fit into memory together."""
         groups: list[list[str]] = [[]]
         size = 0
         for name in names:
-            if groups[-1] and size + self.nbytes(name) > held:
+            cost = self.nbytes(name) + self._weight_bytes(name)
+            if groups[-1] and size + cost > held:
                 groups.append([])
                 size = 0
             groups[-1].append(name)
-            size += self.nbytes(name)
+            size += cost
         return groups
 
-    def walk(self, names: Sequence[str], feeds: Feeds, held: int = HELD) -> Iterator[Feeds]:
+    def _weight_bytes(self, name: str) -> int:
+        """What the large weights of a value's node take in double."""
+        read = self.makers[name].input if name in self.makers else ()
+        return sum(8 * self.proto.beside[weight].size for weight in read if weight in self.proto.beside)
+
+    def walk(self, names: Sequence[str], feeds: Feeds, held: int = WINDOW) -> Iterator[Feeds]:
         """Values of the double model window by window; each goes on from what the ones before it left.
 
         Args:

@@ -29,6 +29,8 @@ RELEASE = 16 << 20
 # Units in the last place that a float64 value may be off, since what it is compared with is float64 itself: each way
 # rounds a few times, in another order.
 DOUBLE_LIMIT = 4.0
+# A bias is a sum of terms that may cancel: in float64 it is off by this share of their sizes, for sums of 2^8 terms.
+CANCELLED = 2.0**-45
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,15 @@ class StaticProof:
     values: int
     worst_ulp: float
 
+    def __add__(self, other: StaticProof) -> StaticProof:
+        """Both proofs as one: what was rounded twice may be off by both."""
+        return StaticProof(
+            self.tensors + other.tensors, self.values + other.values, max(self.worst_ulp, other.worst_ulp)
+        )
+
 
 def prove(done: Rewrite, weights: Weights) -> StaticProof:
-    """Check every rewritten weight of linear nodes, and that every other new parameter is finite.
+    """Check every new weight and bias of linear nodes, and that every other new parameter is finite.
 
     Raises:
         NotEquivalentError: a stored value is not the exact one, rounded.
@@ -54,6 +62,8 @@ def prove(done: Rewrite, weights: Weights) -> StaticProof:
     for item in done.rewritten:
         if item.role == "weight" and isinstance(item.edit, LinearEdit):
             worst = max(worst, _check_weight(item, weights))
+        elif item.role == "bias" and isinstance(item.edit, LinearEdit):
+            worst = max(worst, _check_bias(item, weights))
         elif not np.isfinite(np.asarray(weights.read(item.tensor), np.float64)).all():
             raise NotEquivalentError("is not finite", where=f"tensor {quoted(item.tensor.name)}")
         values += int(np.prod(item.tensor.dims, dtype=np.int64))
@@ -72,7 +82,7 @@ def _check_weight(item: Rewritten, weights: Weights) -> float:
     assert old is not None
     linear = edit.linear
     viewed = old.reshape(linear.view)
-    rows, extra = (spread(linear, vector, linear.row_axes) for vector in _exact_rows(edit))
+    rows, extra = (spread(linear, vector, linear.row_axes) for vector in _exact_rows(edit)[:2])
     columns = np.ones(1)
     if linear.column_axes:
         columns = spread(linear, edit.column_scale, linear.column_axes)
@@ -94,14 +104,54 @@ def _check_weight(item: Rewritten, weights: Weights) -> float:
     return worst
 
 
-def _exact_rows(edit: LinearEdit) -> tuple[Floats, Floats]:
-    """What each row is multiplied by, and what is added to it: the absorbed ops one after the other."""
-    gain, offset = np.array(edit.scale), np.zeros(edit.scale.size)
+def _check_bias(item: Rewritten, weights: Weights) -> float:
+    """Compare a stored bias with the exact one; returns the worst deviation in ulps."""
+    stored = weights.read(item.tensor)
+    exact, size = (np.reshape(values, stored.shape) for values in _exact_bias(item))  # an Add's has axes of size 1
+    return _worst_ulp(stored, exact, lambda: item.noise, item, CANCELLED * size)
+
+
+def _exact_bias(item: Rewritten) -> tuple[Floats, Floats]:
+    """What a node adds, and the sum of the sizes of its terms: the shift of the inputs, then the absorbed ops."""
+    edit, weight = item.edit, item.source
+    assert isinstance(edit, LinearEdit)
+    assert weight is not None
+    linear = edit.linear
+    through = [np.zeros(edit.scale.size)] * 2  # of the shift, and of its terms' sizes
+    if linear.column_axes and edit.column_shift.any():
+        viewed, axes = weight.reshape(linear.view), list(range(len(linear.view)))
+        shift = edit.column_shift.reshape([linear.view[axis] for axis in linear.column_axes])
+        rows, columns = list(linear.row_axes), list(linear.column_axes)
+        through = [
+            np.einsum(w, axes, t, columns, rows).ravel() * linear.gain
+            for w, t in ((viewed, shift), (np.abs(viewed), np.abs(shift)))
+        ]
+    unused = item.bias is None or linear.bias_gain == 0
+    bias = np.zeros(1) if unused else np.asarray(item.bias, np.float64) * linear.bias_gain
+    if item.node.op in ("LSTM", "GRU", "RNN"):  # two biases a direction, that of the inputs first
+        exact = np.broadcast_to(bias, (linear.view[0], 2 * linear.view[1])).copy()
+        size = np.abs(exact)
+        exact[:, : linear.view[1]] -= through[0].reshape(linear.view[:2])
+        size[:, : linear.view[1]] += np.abs(through[1]).reshape(linear.view[:2])
+        return exact, size
+    if item.node.op in ("Conv", "ConvTranspose"):
+        bias = bias.ravel()
+    gain, added, size = _exact_rows(edit)
+    return gain * (bias - through[0]) + added, np.abs(gain) * (np.abs(bias) + np.abs(through[1])) + size
+
+
+def _exact_rows(edit: LinearEdit) -> tuple[Floats, Floats, Floats]:
+    """What each row is multiplied by, what is added to it, and the sum of the sizes of that one's terms.
+
+    The absorbed ops, one after the other.
+    """
+    gain, offset, size = np.array(edit.scale), np.zeros(edit.scale.size), np.zeros(edit.scale.size)
     for a, b in edit.linear.chain.steps if edit.linear.chain else ():
-        gain = gain * rows_of(edit.linear, a)
-        offset = offset * rows_of(edit.linear, a) + rows_of(edit.linear, b)
-    gain[edit.dead_rows] = 0.0
-    return gain, edit.scale * (offset + edit.shift)
+        factor, term = rows_of(edit.linear, a), rows_of(edit.linear, b)
+        gain, offset, size = gain * factor, offset * factor + term, size * np.abs(factor) + np.abs(term)
+    dead = edit.dead_rows
+    gain[dead], offset[dead], size[dead] = 0.0, edit.b[dead], np.abs(edit.b[dead])  # which constant, the plan says
+    return gain, edit.scale * (offset + edit.shift), np.abs(edit.scale) * (size + np.abs(edit.shift))
 
 
 def _stored_parts(item: Rewritten, weights: Weights) -> Iterator[Array]:
@@ -118,14 +168,19 @@ def _stored_parts(item: Rewritten, weights: Weights) -> Iterator[Array]:
         yield np.frombuffer(block, np.uint8).view(item.source.dtype)
 
 
-def _worst_ulp(stored: Array, exact: Floats, noise: Callable[[], Floats], item: Rewritten) -> float:
-    """How far stored values are from the exact ones, in units of their last place; 0.5 is what rounding costs."""
+def _worst_ulp(
+    stored: Array, exact: Floats, noise: Callable[[], Floats], item: Rewritten, slack: Floats | float = 0.0
+) -> float:
+    """How far stored values are from the exact ones, in units of their last place; 0.5 is what rounding costs.
+
+    slack: what the exact ones may be off themselves.
+    """
     with np.errstate(over="ignore", under="ignore"):
         differs = stored != exact.astype(stored.dtype)
     if not differs.any():
         return 0.5
     limits = finfo(stored.dtype)
-    error, size = np.abs(stored.astype(np.float64) - exact), np.abs(exact)
+    error, size = np.maximum(np.abs(stored.astype(np.float64) - exact) - slack, 0.0), np.abs(exact)
     small = size < limits.smallest_normal  # flushed, or stored with fewer digits
     with np.errstate(divide="ignore", invalid="ignore"):
         worst = float(np.where(small, 0.0, error / size).max()) / limits.eps

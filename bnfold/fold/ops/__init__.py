@@ -6,6 +6,7 @@
     elementwise  Relu and its kin, odd functions
     pooling      MaxPool, AveragePool, reductions, Resize
     arithmetic   Add, Mul, Max … of computed values
+    fused        constants that stay with the activation that they are part of
     layout       Transpose, Reshape, Expand …: every element stays, in another place or in several
     slicing      Split, Slice, Concat, Pad …: parts are taken or joined
 
@@ -13,6 +14,8 @@ Ops in none of them fix all that they touch.
 """
 
 from __future__ import annotations
+
+from bnfold.fold.ops.fused import inside_activations as inside_activations
 
 
 def load() -> None:

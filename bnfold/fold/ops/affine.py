@@ -9,11 +9,13 @@ t_y = a * t_x), Add and Sub any shift (then s_y = s_x).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
-from bnfold.constants import Array, is_floating
+from bnfold.constants import Array, is_floating, unit_roundoff
 from bnfold.errors import quoted
 from bnfold.fold.ties import Affine, Coordinates, Ties, rule
 from bnfold.fold.union_find import Floats
@@ -31,7 +33,7 @@ def read_affine(ties: Ties, node: Node, rank: int | None) -> tuple[Value, Floats
     """(x, a, b) of an affine node; None if it is none, with the reason in `ties.refused` for a BN."""
     if node.op == "BatchNormalization":
         return _batch_norm(ties, node, rank)
-    if node.op in ARITHMETIC and node.opset >= 7:  # before 7 shapes align by attributes
+    if node.op in ARITHMETIC:
         return _arithmetic(ties, node)
     return None
 
@@ -55,10 +57,11 @@ def _batch_norm(ties: Ties, node: Node, rank: int | None) -> tuple[Value, Floats
     if refusal is not None or source is None or rank is None:
         ties.refused.setdefault(node, refusal or ("wrong-shape", "it has no input"))
         return None
+    gamma_type = parameters[0].dtype  # type: ignore[union-attr]  # none of them is None
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
     spread = variance + epsilon_of(node)
     with np.errstate(all="ignore"):
-        a = gamma / np.sqrt(spread)
+        a = unrounded(gamma / np.sqrt(spread), gamma_type, lambda: ties.shapes.element_type(ties.scope, source))
         b = beta - a * mean
     if not (np.isfinite(a).all() and np.isfinite(b).all() and (spread > 0).all()):
         count = int((~(np.isfinite(a) & np.isfinite(b) & (spread > 0))).sum())
@@ -67,6 +70,19 @@ def _batch_norm(ties: Ties, node: Node, rank: int | None) -> tuple[Value, Floats
         return None
     shape = (1, *a.shape, *(1,) * (rank - 1 - a.ndim))
     return source, a.reshape(shape), b.reshape(shape)
+
+
+def unrounded(a: Floats, gamma_type: Any, data_type: Callable[[], int]) -> Floats:
+    """Scales that are 1 but for the rounding of gamma: then it was sqrt(var + eps), as `bnfold.insert` writes it.
+
+    So the weight stays to the bit, and where beta is the mean a MatMul needs no Add.
+
+    data_type: that of the values; where it is another one than gamma's, a last digit of gamma may be many of theirs.
+    """
+    near = (np.abs(a - 1) <= unit_roundoff(gamma_type)) & (a != 1)
+    if not near.any() or data_type() != helper.np_dtype_to_tensor_dtype(np.dtype(gamma_type)):
+        return a
+    return np.where(near, 1.0, a)
 
 
 def _unknown_rank(ties: Ties, source: Value) -> tuple[str, str]:
@@ -109,8 +125,16 @@ def _fits(ties: Ties, source: Value, rank: int, parameter: Any, told: bool) -> b
 
 
 def _arithmetic(ties: Ties, node: Node) -> tuple[Value, Floats, Floats] | None:
+    found = read_arithmetic(ties, node)
+    if found is None:
+        return None
+    return found if _keeps_shape(ties, found[0], node, found[1]) else None
+
+
+def read_arithmetic(ties: Ties, node: Node) -> tuple[Value, Floats, Floats] | None:
+    """(x, a, b) of a Mul, Add, Sub or Div by a constant, which may be larger than x; None if it is none."""
     left, right = node.input(0), node.input(1)
-    if left is None or right is None:
+    if left is None or right is None or node.opset < 7:  # before 7 shapes align by attributes
         return None
     constant, other = ties.array(right), left
     swapped = constant is None or ties.is_constant(left)
@@ -130,9 +154,7 @@ def _arithmetic(ties: Ties, node: Node) -> tuple[Value, Floats, Floats] | None:
             "Div": lambda: (1 / c, np.zeros_like(c)),  # y = x / c
             "Sub": lambda: (-np.ones_like(c), c) if swapped else (np.ones_like(c), -c),  # y = c - x, x - c
         }[node.op]()
-    if not (np.isfinite(a).all() and np.isfinite(b).all()) or not _keeps_shape(ties, other, node, c):
-        return None
-    return other, a, b
+    return (other, a, b) if np.isfinite(a).all() and np.isfinite(b).all() else None
 
 
 def _keeps_shape(ties: Ties, x: Value, node: Node, constant: Array) -> bool:
@@ -171,7 +193,7 @@ def read_chain(ties: Ties, value: Value, rank: int, shape: tuple[int, ...] | Non
     while value.is_private:
         readers = value.readers()
         node = readers[0][0] if len(readers) == 1 else None
-        if node is None or node in ties.barred or not ties.offered(node):
+        if node is None or node in ties.barred or node in ties.left_alone or not ties.offered(node):
             break
         found = read_affine(ties, node, rank if node.op == "BatchNormalization" and rank > 1 else None)
         if found is None or (shape is not None and not _within(found[1], shape)):
@@ -202,6 +224,8 @@ def _within(array: Array, shape: tuple[int, ...]) -> bool:
 @rule("BatchNormalization", "Mul", "Add", "Sub", "Div")
 def affine(ties: Ties, node: Node) -> bool:
     """An affine op with a constant, and the private chain behind it; arithmetic of two computed values is elsewhere."""
+    if node in ties.left_alone:
+        return False
     found = read_affine(ties, node, None)
     if found is None:
         if node.op in ARITHMETIC:

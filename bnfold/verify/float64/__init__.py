@@ -6,7 +6,17 @@ declarations, one per op that ONNX Runtime has no double kernel for.
 
 from __future__ import annotations
 
-from bnfold.verify.float64 import elementwise, lift, linear, normalization, pooling, recurrent, resize, trigonometry
+from bnfold.verify.float64 import (
+    elementwise,
+    fused,
+    lift,
+    linear,
+    normalization,
+    pooling,
+    recurrent,
+    resize,
+    trigonometry,
+)
 from bnfold.verify.float64.builder import Unsupported
 from bnfold.verify.float64.convert import Float64Form, to_float64
 
@@ -14,6 +24,7 @@ __all__ = [
     "Float64Form",
     "Unsupported",
     "elementwise",
+    "fused",
     "lift",
     "linear",
     "normalization",

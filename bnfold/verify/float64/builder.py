@@ -330,7 +330,7 @@ OLDER: dict[str, tuple[int, Declaration]] = {}
 
 
 def declares(*op_types: str) -> Callable[[Declaration], Declaration]:
-    """Register the double form of ops of ONNX's own domain."""
+    """Register the double form of ops: of ONNX's own domain by their names, of others as `domain:name`."""
 
     def register(declaration: Declaration) -> Declaration:
         DECLARATIONS.update(dict.fromkeys(op_types, declaration))

@@ -54,6 +54,8 @@ KEPT = frozenset(
 )
 # Attributes that name an element type.
 TYPE_ATTRIBUTES = frozenset({"to", "dtype"})
+# The input that has to be of floats for an op to be declared, where it isn't the first.
+FLOAT_INPUTS = {"OneHot": 2, "DequantizeLinear": 1}
 # Element types that are computed in double.
 WIDE = FLOATS | {TensorProto.DOUBLE}
 # Tensors above this are no constants that a declaration looks into, and shape inference doesn't need them.
@@ -70,10 +72,13 @@ class Float64Form:
         model: double where the original has floats.  Values keep their names, initializers too.
         unsupported: values that the original computes by nodes without a double form, and why.  The nodes are
             left out; these values are inputs of `model` (double where they were float).
+        stored: initializers of `model` that are as they are stored, since their content is external, and the values
+            that they become by a Cast: the names of the original's.
     """
 
     model: ModelProto
     unsupported: Mapping[str, str]
+    stored: Mapping[str, str]
 
 
 def to_float64(
@@ -109,6 +114,7 @@ class _Conversion:
         if self.opset < 7:
             raise Unsupported(f"opset {self.opset}: a model of opset 7 or above is needed")
         self.unsupported: dict[str, str] = {}
+        self.stored: dict[str, str] = {}
         self.infos = _infer(model)
         self.types = {n: t.tensor_type.elem_type for n, t in self.infos.items() if t.HasField("tensor_type")}
         self.types.update(types)
@@ -144,7 +150,7 @@ class _Conversion:
                 raise Unsupported(f"the type of '{name}' is not known: {self.unsupported[name]}")
             if kind is not None and name not in inputs:
                 result.graph.input.append(ValueInfoProto(name=name, type=_widened(kind)))
-        return Float64Form(result, self.unsupported)
+        return Float64Form(result, self.unsupported, self.stored)
 
     def _kind(self, name: str) -> TypeProto | None:
         if name in self.types:
@@ -155,6 +161,7 @@ class _Conversion:
         """The double form of one graph; `outer`: small constants of the graphs around it."""
         constants = {**outer, **{t.name: t for t in graph.initializer if _size(t) <= SMALL}}
         builder = Builder(self.opset, self.shapes, self.types, constants, self.taken)
+        initializers = [self._initializer(builder, tensor) for tensor in graph.initializer]
         for node in graph.node:
             start = len(builder.nodes)
             try:
@@ -166,24 +173,37 @@ class _Conversion:
                 self.unsupported.update({name: f"{node.op_type}: {error}" for name in node.output if name})
         result = GraphProto(name=graph.name)
         result.node.extend(builder.nodes)
-        result.initializer.extend(_widened_tensor(tensor) for tensor in graph.initializer)
+        result.initializer.extend(initializers)
         result.sparse_initializer.extend(_widened_sparse(tensor) for tensor in graph.sparse_initializer)
         for field, target in ((graph.input, result.input), (graph.output, result.output)):
             target.extend(ValueInfoProto(name=info.name, type=_widened(info.type)) for info in field)
         return result
+
+    def _initializer(self, builder: Builder, tensor: TensorProto) -> TensorProto:
+        """In double; what is external stays as it is stored, and is cast as the graph runs."""
+        if tensor.data_location != TensorProto.EXTERNAL or tensor.data_type not in FLOATS:
+            return _widened_tensor(tensor)
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = builder.fresh(f"stored {tensor.name}")
+        builder.node("Cast", [copy.name], [tensor.name], to=TensorProto.DOUBLE)
+        self.stored[copy.name] = tensor.name
+        return copy
 
     def _node(self, builder: Builder, node: NodeProto) -> None:
         """Append the double form of a node.
 
         Raises: Unsupported.
         """
-        if node.domain not in ("", "ai.onnx"):
+        op_type = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}:{node.op_type}"
+        if ":" in op_type and op_type not in DECLARATIONS:
             raise Unsupported(f"an op of {node.domain}")
-        before, declaration = OLDER.get(node.op_type, (0, None))
+        before, declaration = OLDER.get(op_type, (0, None))
         if declaration is None or self.opset >= before:
-            data = list(node.input[2:3] if node.op_type == "OneHot" else node.input[:1])
+            place = FLOAT_INPUTS.get(op_type, 0)
+            data = node.input[place : place + 1]
             floats = not data or self.types.get(data[0], TensorProto.FLOAT) in WIDE
-            declaration = DECLARATIONS.get(node.op_type) if floats else None
+            declaration = DECLARATIONS.get(op_type) if floats else None
         if node.op_type == "Attention" and _masked_twice(node):
             raise Unsupported("causal, padded, or of inner values")
         if declaration is not None:

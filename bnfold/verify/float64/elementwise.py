@@ -123,10 +123,17 @@ def erf(op: Op) -> Term:
 @declares("Gelu")  # x / 2 (1 + erf(x / sqrt 2)), or x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
 def gelu(op: Op) -> Term:
     """x times the normal distribution function, or its well-known approximation."""
-    x = op.input(0)
-    if op.attribute("approximate", "none") == "tanh":
-        return 0.5 * x * (1.0 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)).op("Tanh"))
+    return (tanh_gelu if op.attribute("approximate", "none") == "tanh" else normal_gelu)(op.input(0))
+
+
+def normal_gelu(x: Term) -> Term:
+    """x times the normal distribution function."""
     return 0.5 * x * (1.0 + _erf(x * math.sqrt(0.5)))
+
+
+def tanh_gelu(x: Term) -> Term:
+    """Its approximation."""
+    return 0.5 * x * (1.0 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)).op("Tanh"))
 
 
 # From here on erf is 1 in double.

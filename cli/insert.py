@@ -1,0 +1,174 @@
+"""`bnfold insert`: read, find the places, measure, write, tell."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnfold.errors import UsageError, quoted
+
+from . import render
+from .recalibrate import image_options
+
+if TYPE_CHECKING:
+    from bnfold import InsertResult
+    from bnfold.insert.sites import Left
+    from bnfold.recalibrate.data import Data
+    from bnfold.recalibrate.images import ImageOptions
+
+# What is shown without -v: BNs of the table, reasons, names for each, notices.
+ROWS, REASONS, NAMES, NOTICES = 12, 4, 3, 5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line says, but for how results are shown; see `bnfold insert --help`."""
+
+    model: str
+    data: str | None
+    output: str | None
+    in_place: bool
+    force: bool
+    dry_run: bool
+    mode: str
+    where: str
+    training_nodes: bool
+    upgrade: bool
+    batch_size: int
+    samples: int | None
+    seed: int
+    only: Sequence[str]
+    skip: Sequence[str]
+    provider: str
+
+    @property
+    def target(self) -> Path:
+        """Where the result goes."""
+        model = Path(self.model)
+        if self.in_place:
+            return model
+        if self.output is None:
+            return model.with_name((model.stem if model.suffix == ".onnx" else model.name) + ".bn.onnx")
+        target = Path(self.output)
+        if target.exists() and model.exists() and target.samefile(model):
+            raise UsageError("--output is the model itself; --in-place replaces it", file=model)
+        return target
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether the output may exist."""
+        return self.in_place or self.force
+
+
+def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: bool, verbose: bool) -> None:
+    """Do what the command line asks for."""
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose contradict each other; choose one")
+    if request.in_place and request.output is not None:
+        raise UsageError("--in-place and --output contradict each other; choose one")
+    if request.data is None and request.mode == "preserve":
+        what = "to keep the function, what the layers put out has to be measured"
+        raise UsageError(f"{what}; give --data, or --mode fresh, which changes the function")
+    options = image_options(**images)
+
+    # What the user's code prints is no part of the result.
+    with render.progress(quiet=quiet, verbose=verbose), redirect_stdout(sys.stderr):
+        import bnfold
+
+        if not request.dry_run and os.path.exists(request.model):  # soon, rather than after minutes of work
+            from bnfold.atomic import check_output
+
+            check_output(request.target, request.overwrite, [])
+        mode: Any = request.mode
+        where: Any = request.where
+        result = bnfold.insert(
+            request.model, _opened(request, options), mode=mode, where=where, only=request.only, skip=request.skip,
+            training_nodes=request.training_nodes, upgrade=request.upgrade, provider=request.provider,
+        )  # fmt: skip
+        files = [] if request.dry_run else result.save(request.target, overwrite=request.overwrite)
+
+    if json:
+        names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
+        render.as_json(names | {"data": request.data} | result.to_dict())
+    elif not quiet:
+        _show(request, result, files, verbose=verbose)
+
+
+def _opened(request: Request, images: ImageOptions) -> Data | None:
+    """What to measure on."""
+    if request.data is None:
+        return None
+    from bnfold.frontends import naming, open_model
+    from bnfold.recalibrate.data import open_data
+    from bnfold.verify.inputs import ports
+
+    model, _ = open_model(request.model)
+    with naming(model.path):
+        inputs, _ = ports(model.proto)
+        return open_data(
+            request.data, inputs, batch_size=request.batch_size, samples=request.samples, seed=request.seed,
+            images=images,
+        )  # fmt: skip
+
+
+# -- how it looks -----------------------------------------------------------------------------------
+
+
+def _show(request: Request, result: InsertResult, files: Sequence[Path], *, verbose: bool) -> None:
+    """Print what came of it; `files` is empty if nothing was written."""
+    rows = [("read", _file(Path(request.model)))]
+    if request.data is not None:
+        rows.append(("data", f"{result.samples} samples of {request.data}"))
+    rows += [("mode", result.mode), ("BN", f"{len(result.sites)} put in")]
+    if result.difference is not None:
+        found = result.difference
+        rows.append(("change", f"{found.worst:.2g} × rms of output {quoted(found.output)}, on {found.samples} samples"))
+    rows += _left(result.left, verbose=verbose)
+    shown = result.notices if verbose else result.notices[:NOTICES]
+    rows += [("notice", notice) for notice in shown]
+    rows += _more(len(result.notices) - len(shown))
+    if files:
+        rows.append(("wrote", ", ".join(map(_file, files))))
+    else:
+        exists = " (exists: that will take --force)" if not request.overwrite and request.target.exists() else ""
+        rows.append(("dry run", f"nothing was written; it would be {request.target}{exists}"))
+    render.show(rows)
+    print()
+    sites = result.sites if verbose else result.sites[:ROWS]
+    render.table([
+        ("behind", "channels", "bias", "before", "BatchNorm"),
+        *((one.op, str(one.channels), one.bias or "none", quoted(one.activation or "nothing"), quoted(one.name))
+          for one in sites),
+    ])  # fmt: skip
+    if len(result.sites) > len(sites):
+        print(f"and {len(result.sites) - len(sites)} more; -v shows all")
+
+
+def _left(left: Sequence[Left], *, verbose: bool) -> Iterator[render.Row]:
+    """Linear nodes that got none: each with -v, else by reason."""
+    if verbose:
+        yield from (("none", f"{quoted(one.name)}: {one.sentence}") for one in left)
+        return
+    counts = Counter(one.reason for one in left).most_common()
+    for reason, count in counts[:REASONS]:
+        group = [one for one in left if one.reason == reason]
+        names = ", ".join(quoted(one.name) for one in group[:NAMES])
+        more = f" and {count - NAMES} more" if count > NAMES else ""
+        example = "e.g. " if len({one.sentence for one in group}) > 1 else ""
+        yield "none", f"behind {names}{more}: {example}{group[0].sentence}"
+    yield from _more(sum(count for _, count in counts[REASONS:]))
+
+
+def _more(count: int) -> Iterator[render.Row]:
+    if count > 0:
+        yield "", f"and {count} more; -v shows all"
+
+
+def _file(path: Path) -> str:
+    return f"{path} ({render.size(path.stat().st_size)})"

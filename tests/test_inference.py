@@ -1,0 +1,91 @@
+"""Shape inference: the onnx library's own, but that it must not end the process."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import ModelProto
+from onnx.parser import parse_model
+from probe_text import Probe
+from probes import PROBES
+from small_models import run
+
+from bnfold.inference import HIDDEN, infer_shapes
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[1,3,{size},9] x) => (float[a,b,c,d] y) '
+SETTINGS = "<int64[1] b = {0}, int64[1] e = {2}, int64[1] a = {2}, bool[1] t = {1}>"
+POOL = "MaxPool <kernel_shape = [3,3]>"
+BODY = (
+    "= If (t) <then_branch = p () => (float[i,j,k,l] p) {{ {0}p = {1} }},"
+    " else_branch = q () => (float[i,j,k,l] q) {{ {0}q = {1} }}>"
+)
+CUT = "r = Constant <value_ints = [0]> () s = Constant <value_ints = [2]> () "
+
+# Of a size of 1 a pool of 3 leaves -1, at which a Slice aborts; of 7 it leaves 5, and all sizes can be told.
+MODELS = {
+    "slice-of-a-pool": f"h = {POOL} (x) y = Slice (h, b, e, a)",
+    "with-ops-between": f"h = {POOL} (x) r = Relu (h) s = Add (r, r) y = Slice (s, b, e, a)",
+    "pool-between-slices": f"s = Slice (x, b, e, a) p = Pad (s, w) h = {POOL} (p) y = Slice (h, b, e, a)",
+    "slices-in-a-row": f"h = {POOL} (x) s = Slice (h, b, e, a) r = Slice (s, b, e, a) y = Slice (r, b, e, a)",
+    "slice-in-a-body": f"h = {POOL} (x) y {BODY.format(CUT, 'Slice (h, r, s, s)')}",
+    "slice-below-a-body": f"h = {POOL} (x) i {BODY.format('', 'Relu (h)')} y = Slice (i, b, e, a)",
+    "negative-pad": "h = Pad (x, m) y = Slice (h, b, e, a)",
+}  # fmt: skip
+NEVER = {
+    # what is left by the first Slice, of any input, is too small for the second window
+    "window-below-a-slice": f"h = {POOL} (x) s = Slice (h, b, e, a) p = MaxPool <kernel_shape = [4,4]> (s) "
+    "y = Slice (p, b, e, a)",
+}
+PADS = "int64[8] w = {0,0,1,0,0,0,1,0}, int64[8] m = {0,0,-1,0,0,0,-1,0}"
+
+
+def model(name: str, size: int | str) -> ModelProto:
+    settings = SETTINGS.replace(">", f", {PADS}>")
+    return parse_model(f"{HEAD.format(size=size)} {settings} {{ {(MODELS | NEVER)[name]} }}")
+
+
+def shapes(proto: ModelProto) -> dict[str, list[int]]:
+    infos = (*proto.graph.value_info, *proto.graph.output)
+    return {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in infos}
+
+
+def test_no_size_ends_the_process() -> None:
+    script = """
+        import sys
+        sys.path[:0] = {path}
+        from bnfold.inference import infer_shapes
+        from test_inference import MODELS, NEVER, model
+        for name in MODELS | NEVER:
+            for size in (1, 2, 3, 7, -1, "N"):
+                given = model(name, 5 if size == -1 else size)
+                if size == -1:
+                    given.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -1
+                infer_shapes(given)
+            print(name)
+    """
+    assert run(script).split() == [*MODELS, *NEVER]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_possible_is_known(name: str) -> None:
+    given = model(name, 7)
+    before = given.SerializeToString(deterministic=True)
+    found = shapes(infer_shapes(given))
+    assert found == shapes(onnx.shape_inference.infer_shapes(given, data_prop=True))
+    assert found["y"][2] == 2
+    assert given.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
+def test_same_as_the_library(probe: Probe) -> None:
+    given = probe.model()
+    assert shapes(infer_shapes(given)) == shapes(onnx.shape_inference.infer_shapes(given, data_prop=True))
+
+
+def test_a_window_inside_of_a_body_hides_what_is_below() -> None:
+    """Nobody tells its sizes: the Slice stays unknown, and its name is as it was."""
+    inner = BODY.format("", f"{POOL} (x)")
+    given = parse_model(f"{HEAD.format(size=7)} {SETTINGS} {{ i {inner} y = Slice (i, b, e, a) }}")
+    inferred = infer_shapes(given)
+    assert [node.op_type for node in given.graph.node] == ["If", "Slice"]
+    assert [node.op_type for node in inferred.graph.node] == ["If", HIDDEN]
