@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bnfold.api import Verification as Verification
     from bnfold.api import fold as fold
     from bnfold.errors import BnfoldError as BnfoldError
+    from bnfold.errors import CalibrationDataError as CalibrationDataError
     from bnfold.errors import ExternalDataError as ExternalDataError
     from bnfold.errors import ModelError as ModelError
     from bnfold.errors import NotEquivalentError as NotEquivalentError
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "bnfold.api": ("FoldResult", "Verification", "fold"),
     "bnfold.errors": (
-        "BnfoldError", "ExternalDataError", "ModelError", "NotEquivalentError", "OutputError", "UsageError",
+        "BnfoldError", "CalibrationDataError", "ExternalDataError", "ModelError", "NotEquivalentError", "OutputError",
+        "UsageError",
     ),
     "bnfold.insert.api": ("InsertResult", "Inserted", "insert"),
     "bnfold.inspection": ("Inspection", "inspect"),

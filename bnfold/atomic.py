@@ -14,7 +14,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -137,6 +137,32 @@ def check_output(path: Path, overwrite: bool, inputs: list[MappedFile]) -> os.st
     if not overwrite:
         raise OutputError("exists already; --force replaces it", file=path)
     return None if is_link else status
+
+
+def write_file(path: str | os.PathLike[str], content: bytes | memoryview, *, overwrite: bool) -> None:
+    """A single file of these bytes, which appears whole or not at all.
+
+    Raises: OutputError; an earlier file is as it was then.
+    """
+    target = Path(path)
+    replaced = check_output(target, overwrite, [])
+    try:
+        with Publication(target.parent, replaced) as output:
+            output.publish(output.write([memoryview(content)]), target, overwrite=overwrite)
+    except FileExistsError:
+        raise OutputError("exists already; --force replaces it", file=target) from None
+    except OSError as error:
+        raise OutputError(write_failure(error), file=target) from error
+
+
+def demand_apart(outputs: Sequence[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raises: OutputError if an output is one of the inputs, by whatever name, or another output."""
+    read = [os.fspath(path) for path in inputs if os.path.exists(path)]
+    for place, output in enumerate(outputs):
+        if os.path.exists(output) and any(os.path.samefile(output, path) for path in read):
+            raise OutputError("is an input of this very command; choose another name", file=os.fspath(output))
+        if any(os.path.realpath(output) == os.path.realpath(other) for other in outputs[:place]):
+            raise OutputError("is to be written twice, as two outputs; choose another name", file=os.fspath(output))
 
 
 def write_failure(error: OSError) -> str:

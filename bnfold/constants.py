@@ -18,7 +18,7 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from bnfold.graph import Node, Value
-from bnfold.weights import Weights
+from bnfold.weights import Weights, bits_of
 
 Array = np.ndarray[Any, Any]
 Dims = tuple[int | None, ...]
@@ -175,7 +175,7 @@ class Constants:
         if value.outer is not None:
             return self._known[value.outer]
         if value.tensor is not None:
-            return self.weights.read(value.tensor) if value.tensor.data_type != TensorProto.STRING else None
+            return self._read(value.tensor)
         node = value.producer
         assert node is not None
         if node.op == "Constant":
@@ -199,12 +199,18 @@ class Constants:
             return inputs[0]
         if node.op not in VIEWS and _size_of_result(node, inputs) > MAX_ELEMENTS:
             return None
+        if _differs_by_runtime(node, inputs):
+            return None
         return _run(proto, node, inputs, value)
+
+    def _read(self, tensor: TensorProto) -> Array | None:
+        """The content of a tensor, None of strings and of types that this onnx doesn't know."""
+        return None if bits_of(tensor.data_type) is None else self.weights.read(tensor)
 
     def _constant_node(self, node: Node) -> Array | None:
         for attribute in node.proto.attribute:
             if attribute.name == "value":
-                return None if attribute.t.data_type == TensorProto.STRING else self.weights.read(attribute.t)
+                return self._read(attribute.t)
             if attribute.name in ("value_float", "value_floats"):
                 return np.array(helper.get_attribute_value(attribute), np.float32)
             if attribute.name in ("value_int", "value_ints"):
@@ -226,6 +232,14 @@ def _run(proto: NodeProto, node: Node, inputs: list[Array | None], wanted: Value
     return np.asarray(list(results)[names.index(wanted.name)])
 
 
+def _differs_by_runtime(node: Node, inputs: list[Array | None]) -> bool:
+    """Whether a result is another one from runtime to runtime: powers of integers, divisions by an integer 0."""
+    have = [array for array in inputs if array is not None]
+    if node.op not in ("Pow", "Div", "Mod") or len(have) < 2 or any(map(is_floating, have)):
+        return False
+    return node.op == "Pow" or not have[1].all()
+
+
 def _size_of_result(node: Node, inputs: list[Array | None]) -> int:
     """Elements of the result, known before it is made; ops not named here grow by broadcasting only."""
     have = [array for array in inputs if array is not None]
@@ -237,8 +251,8 @@ def _size_of_result(node: Node, inputs: list[Array | None]) -> int:
         grown = _product(np.maximum(have[1], 1))
         return max(have[0].size, 1) * grown if node.op == "Tile" else max(have[0].size, grown)
     if node.op == "Range" and len(have) == 3:
-        step = abs(float(have[2])) or 1.0
-        return int(min(abs(float(have[1]) - float(have[0])) / step, 1e18))
+        count = abs(float(have[1]) - float(have[0])) / (abs(float(have[2])) or 1.0)
+        return int(min(count, 1e18)) if math.isfinite(count) else MAX_ELEMENTS + 1
     if node.op == "Concat":
         return sum(array.size for array in have)
     if node.op == "Gather":

@@ -5,6 +5,7 @@
     │   └── ExternalDataError   a tensor kept outside the model file can't be used
     ├── OutputError             the result can't be written where it was asked for
     ├── UsageError              options or arguments that make no sense together
+    │   └── CalibrationDataError    samples can't be read, or don't fit the model
     └── NotEquivalentError      a proof failed: the result is not the same function
 
 Every message is one line of the form ``where: what is wrong; what to do``, where *where*
@@ -14,7 +15,13 @@ vouches for, so `quoted` shows control characters escaped.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+# A message stays a line, whatever a file calls its nodes; real names reach about 150 characters.
+LONGEST_NAME = 300
+# So many problems of a file are told in full.
+TOLD = 3
 
 
 def quoted(name: object) -> str:
@@ -23,7 +30,19 @@ def quoted(name: object) -> str:
     >>> quoted("conv1\x1b[31m")
     "'conv1\\x1b[31m'"
     """
-    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name)) + "'"
+    text = str(name)
+    if len(text) > LONGEST_NAME:
+        text = text[:LONGEST_NAME] + "…"
+    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "'"
+
+
+def not_utf8(name: object) -> str | None:
+    r"""A name as it can be shown if it isn't UTF-8 (protobuf gives such a string as bytes), else None.
+
+    >>> not_utf8(b"conv\xff"), not_utf8("conv")
+    ("'conv\ufffd'", None)
+    """
+    return quoted(name.decode("utf-8", "replace")) if isinstance(name, bytes) else None
 
 
 class BnfoldError(Exception):
@@ -43,9 +62,34 @@ class BnfoldError(Exception):
         self.file = file
         self.where = where
 
+    def of(self, file: str | Path | None) -> BnfoldError:
+        """The same error, of a file."""
+        return type(self)(self.what, file=file, where=self.where)
+
 
 class ModelError(BnfoldError):
-    """The model file or graph is not what it claims to be."""
+    """The model file or graph is not what it claims to be.
+
+    Args:
+        what, file, where: as of every BnfoldError.
+        others: further problems of the same file, a sentence each.
+    """
+
+    def __init__(
+        self, what: str, *, file: str | Path | None = None, where: str | None = None, others: Iterable[str] = ()
+    ) -> None:
+        self.others = tuple(others)
+        super().__init__(what, file=file, where=where)
+
+    def __str__(self) -> str:
+        if not self.others:
+            return super().__str__()
+        told = "; ".join(self.others[: TOLD - 1]) + ("; …" if len(self.others) >= TOLD else "")
+        return f"{super().__str__()} (and {len(self.others)} more: {told})"
+
+    def of(self, file: str | Path | None) -> ModelError:
+        """The same error, of a file."""
+        return type(self)(self.what, file=file, where=self.where, others=self.others)
 
 
 class TooLargeError(ModelError):
@@ -62,6 +106,10 @@ class OutputError(BnfoldError):
 
 class UsageError(BnfoldError):
     """Options or arguments that make no sense together."""
+
+
+class CalibrationDataError(UsageError):
+    """Samples, to measure or to compare on, can't be read or don't fit the model."""
 
 
 class NotEquivalentError(BnfoldError):

@@ -75,14 +75,14 @@ class DataFolder:
             raise Refused("has another name elsewhere (a hard link); put a copy in its place")
         return next((known for known in self._files.values() if known.is_same(file.status)), file)
 
-    def check_overlaps(self) -> None:
-        """Two tensors may share a range (tied weights), but not overlap in part.  Raises: ExternalDataError."""
+    def overlaps(self) -> Iterator[ExternalDataError]:
+        """Two tensors may share a range (tied weights), but not overlap in part: an error for each that does."""
         for path, ranges in self._ranges.items():
             used = sorted(one for one in ranges if one[0] < one[1])
             for (start, stop, first), (next_start, next_stop, second) in pairwise(used):
                 if next_start < stop and (start, stop) != (next_start, next_stop):
                     file = quoted(os.path.basename(path))
-                    raise ExternalDataError(f"data file {file}: its bytes overlap those of {first}", where=second)
+                    yield ExternalDataError(f"data file {file}: its bytes overlap those of {first}", where=second)
 
 
 class NewDataFile:

@@ -17,6 +17,7 @@ from typing import Any
 
 from bnfold.errors import BnfoldError, ModelError, UsageError
 from bnfold.model_file import LoadedModel, load, to_proto, wrap
+from bnfold.soundness import demand_sound
 
 GiveBack = Callable[[LoadedModel], Any]
 
@@ -36,6 +37,13 @@ def open_model(model: Any) -> tuple[LoadedModel, GiveBack]:
         UsageError: it is something else.
         ModelError: it is no sound model.
     """
+    loaded, give_back = _opened(model)
+    with naming(loaded.path):
+        demand_sound(loaded.proto)
+    return loaded, give_back
+
+
+def _opened(model: Any) -> tuple[LoadedModel, GiveBack]:
     if isinstance(model, (str, os.PathLike)):
         return load(os.fsdecode(model)), to_proto
     for module, name, opener in _KINDS:
@@ -53,7 +61,7 @@ def naming(file: Path | None) -> Iterator[None]:
     except BnfoldError as error:
         if error.file is not None or file is None:
             raise
-        raise type(error)(error.what, file=file, where=error.where) from error
+        raise error.of(file) from error
 
 
 def _proto(model: Any) -> tuple[LoadedModel, GiveBack]:

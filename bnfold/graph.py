@@ -176,7 +176,7 @@ class Graph:
                 owner.bodies.append(scope)
             for node in _fill(scope):
                 for attribute in node.proto.attribute:
-                    for body in _bodies(attribute):
+                    for body in bodies_of(attribute):
                         where = f"{label}/" if label else ""
                         pending.append((body, f"{where}{node.name}/{attribute.name}", scope, node))
 
@@ -197,7 +197,8 @@ class Graph:
         return name
 
 
-def _bodies(attribute: AttributeProto) -> Iterator[GraphProto]:
+def bodies_of(attribute: AttributeProto) -> Iterator[GraphProto]:
+    """The graphs that an attribute holds."""
     if attribute.type == AttributeProto.GRAPH:
         yield attribute.g
     elif attribute.type == AttributeProto.GRAPHS:
@@ -258,21 +259,33 @@ def _connect(scope: Scope, node: Node) -> None:
     for position, name in enumerate(node.proto.input):
         read = scope.lookup(name) if name else None
         if name and read is None:
-            raise ModelError(
-                f"reads {quoted(name)}, which nothing produces; the model is not valid ONNX",
-                where=f"node {quoted(node.name)}",
-            )
+            raise undefined(name, node.proto)
         if read is not None:
             read.users.append((node, position))
         node.inputs.append(read)
 
 
-def _sorted_nodes(protos: list[NodeProto], scope: Scope) -> list[NodeProto]:
-    """The nodes in topological order; a file that has them in another order is sorted in place, stably."""
+def undefined(name: str, node: NodeProto) -> ModelError:
+    """The error for a node that reads what nobody makes."""
+    own = node.name or next((made for made in node.output if made), node.op_type)
+    return ModelError(
+        f"reads {quoted(name)}, which nothing produces; the model is not valid ONNX", where=f"node {quoted(own)}"
+    )
+
+
+def in_cycle(node: NodeProto) -> ModelError:
+    """The error for a node that reads what is made of its own result."""
+    return ModelError(
+        "is part of a cycle; the model is not valid ONNX", where=f"node {quoted(node.name or node.op_type)}"
+    )
+
+
+def order_of(protos: list[NodeProto]) -> list[int]:
+    """A topological order, stable: the nodes' positions in it; those in a cycle, and what reads them, are left out."""
     position = {name: index for index, proto in enumerate(protos) for name in proto.output if name}
     needs = [[position[name] for name in _reads(proto) if name in position] for proto in protos]
     if all(all(need < index for need in row) for index, row in enumerate(needs)):
-        return protos
+        return list(range(len(protos)))
     import heapq
 
     waiting = [len(set(row)) for row in needs]
@@ -289,12 +302,16 @@ def _sorted_nodes(protos: list[NodeProto], scope: Scope) -> list[NodeProto]:
             waiting[reader] -= 1
             if waiting[reader] == 0:
                 heapq.heappush(ready, reader)
+    return order
+
+
+def _sorted_nodes(protos: list[NodeProto], scope: Scope) -> list[NodeProto]:
+    """The nodes in topological order; a file that has them in another order is sorted in place."""
+    order = order_of(protos)
     if len(order) < len(protos):
-        stuck = next(proto for index, proto in enumerate(protos) if waiting[index])
-        raise ModelError(
-            "is part of a cycle; the model is not valid ONNX",
-            where=f"node {quoted(stuck.name or stuck.op_type)}",
-        )
+        raise in_cycle(protos[min(set(range(len(protos))) - set(order))])
+    if order == list(range(len(protos))):
+        return protos
     copies = [NodeProto() for _ in protos]
     for copy, index in zip(copies, order, strict=True):
         copy.CopyFrom(protos[index])
@@ -310,7 +327,7 @@ def _reads(proto: NodeProto) -> Iterator[str]:
         node = pending.pop()
         yield from (name for name in node.input if name)
         for attribute in node.attribute:
-            for body in _bodies(attribute):
+            for body in bodies_of(attribute):
                 pending.extend(body.node)
                 yield from (info.name for info in body.output)
 

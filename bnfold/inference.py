@@ -4,6 +4,9 @@ A window larger than its input gives a negative size, and a Slice of one is a fa
 the process aborts, and no `except` helps.  The model need not be at fault: `shapes` tries small sizes on purpose.  So
 Slices below ops with windows are hidden from inference at first, and shown as soon as the sizes above them are known
 and none is negative.
+
+Nor from filling the memory: with data propagation it follows the contents of small vectors through the graph, and of
+a vector that is concatenated with itself sixty times it would write down every element.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
+
+from bnfold.graph import Container, bodies_of
 
 # Ops whose output may be smaller than nothing.
 WINDOWS = frozenset(
     """AveragePool CenterCropPad Conv ConvInteger ConvTranspose DeformConv LpPool MaxPool MaxUnpool Pad
     QLinearConv""".split()
 )
+# Elements of a vector whose contents are followed; those of shapes have a handful.
+LONGEST_VECTOR = 1 << 16
 HIDDEN = "HiddenSlice"  # no op of ONNX: inference passes it by
 UNKNOWN = -1  # all bits: windows inside of bodies and functions, whose sizes nobody tells
 
@@ -69,7 +76,7 @@ def infer_shapes(model: ModelProto) -> ModelProto:
 
 def _inferred(model: ModelProto) -> ModelProto:
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return onnx.shape_inference.infer_shapes(model, data_prop=_stays_small(model))
     except Exception:  # inference is best effort: what stays unknown is simply not folded through
         return model
 
@@ -127,3 +134,23 @@ def _sound(inferred: ModelProto, windows: list[_Window], hidden: list[_Slice]) -
         known = bool(sizes) and None not in sizes
         sound |= (known or not window.slices & above) << number
     return sound
+
+
+def _stays_small(model: ModelProto) -> bool:
+    """Whether no vector can grow beyond `LONGEST_VECTOR` by being concatenated (what else is propagated can't grow)."""
+    waiting: list[Container] = [model.graph, *model.functions]
+    lengths: dict[str, int] = {}
+    while waiting:
+        scope = waiting.pop()
+        if isinstance(scope, GraphProto):
+            lengths.update({tensor.name: tensor.dims[0] for tensor in scope.initializer if len(tensor.dims) == 1})
+        for node in scope.node:
+            given = [lengths.get(name, 1) for name in node.input]
+            given += [a.t.dims[0] for a in node.attribute if a.type == a.TENSOR and len(a.t.dims) == 1]
+            length = sum(given) if node.op_type == "Concat" else max(given, default=1)
+            if node.op_type == "Concat" and length > LONGEST_VECTOR:
+                return False
+            if length > 1:
+                lengths.update(dict.fromkeys(node.output, length))
+            waiting.extend(body for attribute in node.attribute for body in bodies_of(attribute))
+    return True

@@ -13,6 +13,7 @@ import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -86,6 +87,11 @@ def _open_regular(path: Path, follow: bool) -> int:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise Refused(f"can't be opened: {getattr(error, 'strerror', None) or error}") from None
     return fd
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """The regular file at `path`, opened for reading.  Raises: Refused if it is something else, or can't be opened."""
+    return os.fdopen(_open_regular(Path(path), True), "rb")
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,19 +16,19 @@ byte for byte as it was.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from bnfold.atomic import Publication, check_output, data_names, write_failure
 from bnfold.errors import ModelError, OutputError, TooLargeError
 from bnfold.external import DataFolder, NewDataFile, clear_away, locations
 from bnfold.mapped import MappedFile, Refused, lookalike
-from bnfold.weights import LARGE, Source, Stored, Weights, demand_content, describe, external_unknown, where
+from bnfold.weights import LARGE, Source, Stored, Weights, demand_content, demand_description, external_unknown
 from bnfold.wire import WireError, leading_to, rewrite, tensors
 
 __all__ = ["LoadedModel", "Weights", "load", "save", "structure", "to_proto", "wrap"]
@@ -76,6 +76,11 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     model = LoadedModel(_parse(file, weights), weights, path)
     _take_stock(model, DataFolder(path.parent, weights, file))
     return model
+
+
+def data_files(models: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The data files that the models among these files keep tensors in; they need not be sound."""
+    return [Path(path).parent / name for path in models if os.path.isfile(path) for name in _data_of(Path(path))]
 
 
 def wrap(proto: ModelProto, base_dir: str | os.PathLike[str] | None = None) -> LoadedModel:
@@ -209,19 +214,29 @@ def _parse(file: MappedFile, weights: Weights) -> ModelProto:
 
 
 def _take_stock(model: LoadedModel, folder: DataFolder | None) -> None:
-    """Find external tensors, and see that each tensor has the bytes that it should."""
+    """Find external tensors, and see that each tensor has the bytes that it should: tells all that haven't."""
+    found = (_problem(tensor, node, model.weights, folder) for tensor, node in tensors(model.proto))
+    problems = [problem for problem in found if problem is not None]
+    if folder is not None:
+        problems += folder.overlaps()
+    if problems:
+        first, *others = problems
+        raise type(first)(first.what, file=model.path, where=first.where, others=map(str, others))
+
+
+def _problem(
+    tensor: TensorProto, node: NodeProto | None, weights: Weights, folder: DataFolder | None
+) -> ModelError | None:
+    """What is wrong with a tensor; an external one becomes a reference."""
     try:
-        for tensor, node in tensors(model.proto):
-            if any(size < 0 for size in tensor.dims):
-                raise ModelError(f"{describe(tensor)} has a negative dimension", where=where(tensor, node))
-            if tensor.data_location != TensorProto.EXTERNAL:
-                demand_content(tensor, node, model.weights)
-            elif folder is not None:
-                folder.adopt(tensor, node)
-        if folder is not None:
-            folder.check_overlaps()
+        demand_description(tensor, node)
+        if tensor.data_location != TensorProto.EXTERNAL:
+            demand_content(tensor, node, weights)
+        elif folder is not None:
+            folder.adopt(tensor, node)
     except ModelError as error:
-        raise type(error)(error.what, file=model.path, where=error.where) from None
+        return error
+    return None
 
 
 def _serialise(proto: ModelProto, path: Path | None) -> bytes:

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from bnfold.errors import ExternalDataError, ModelError, quoted
+from bnfold.errors import ExternalDataError, ModelError, not_utf8, quoted
 from bnfold.mapped import MappedFile
 
 # From this size on a tensor stays on disk.  It is onnx's own threshold for external data
@@ -46,10 +46,8 @@ _PACKED_BITS = {
     "UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6,
 }  # fmt: skip
 
-_CONTENT_FIELDS = (
-    "raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data",
-    "external_data", "data_location",
-)  # fmt: skip
+_TYPED_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_CONTENT_FIELDS = ("raw_data", *_TYPED_FIELDS, "external_data", "data_location")
 
 Array = np.ndarray[Any, Any]
 
@@ -250,6 +248,30 @@ class Weights:
             tensor.ClearField(name)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         tensor.raw_data = self.token(Deferred(nbytes, external, tensor.name, dtype, self._files, make))
+
+
+def demand_description(tensor: TensorProto, node: NodeProto | None) -> None:
+    """Raises: ModelError where a tensor's name, shape, type or way of storage makes no sense."""
+    if shown := not_utf8(tensor.name):
+        raise ModelError("its name isn't UTF-8; rename it", where=f"tensor {shown}")
+    if any(size < 0 for size in tensor.dims):
+        raise ModelError(f"{describe(tensor)} has a negative dimension", where=where(tensor, node))
+    if tensor.data_type == TensorProto.UNDEFINED:
+        raise ModelError("has no data type; the model is not valid ONNX", where=where(tensor, node))
+    if tensor.HasField("segment"):
+        raise ModelError("is a segment of a tensor, which nobody reads any more", where=where(tensor, node))
+    held = [name for name in _TYPED_FIELDS if len(getattr(tensor, name))]
+    held += [name for name in ("raw_data", "external_data") if name == _storage(tensor)]
+    if len(held) > 1:
+        what = f"holds its values twice, as {held[0]} and as {held[1]}; which are meant is unclear"
+        raise ModelError(what, where=where(tensor, node))
+
+
+def _storage(tensor: TensorProto) -> str:
+    """The field of bytes that a tensor's values are in, '' if they are in none."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return "external_data"
+    return "raw_data" if tensor.HasField("raw_data") else ""
 
 
 def demand_content(tensor: TensorProto, node: NodeProto | None, weights: Weights) -> None:

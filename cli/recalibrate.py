@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import BnfoldError, UsageError, quoted
 
 from . import drift, render
 
@@ -167,7 +167,8 @@ def _demand_places(request: Request) -> None:
     """Soon, rather than after minutes of work: can the files be written?"""
     from importlib.util import find_spec
 
-    from bnfold.atomic import check_output
+    from bnfold.atomic import check_output, demand_apart
+    from bnfold.model_file import data_files
 
     if request.plot is not None:
         if find_spec("matplotlib") is None:
@@ -177,6 +178,12 @@ def _demand_places(request: Request) -> None:
         check_output(request.target, request.overwrite, [])
         if request.undo is not None:
             check_output(Path(request.undo), request.force, [])
+    inputs = [given.rpartition(":")[0] if not os.path.exists(given) else given
+              for given in (request.data, request.test, request.metric, request.restore) if given]  # fmt: skip
+    others = [name for name in (request.undo, request.plot) if name is not None]
+    demand_apart(others, [request.model, *inputs, *data_files([request.model])])
+    if not request.in_place:
+        demand_apart([request.target, *others], [request.model, *inputs])
 
 
 def _opened(request: Request, images: ImageOptions) -> tuple[Data, Data | None]:
@@ -252,13 +259,19 @@ def _plotted(request: Request, result: RecalibrationResult) -> list[Path]:
 
 def _written(request: Request, result: RecalibrationResult) -> list[Path]:
     """The files written; the way back first, so that the old statistics are never lost."""
-    undo = []
-    if request.undo is not None:
-        from bnfold.recalibrate.undo import keep_old
+    if request.undo is None:
+        return result.save(request.target, overwrite=request.overwrite)
+    from bnfold.recalibrate.undo import keep_old
 
-        keep_old(result.drift, request.undo, overwrite=request.force)
-        undo = [Path(request.undo)]
-    return [*result.save(request.target, overwrite=request.overwrite), *undo]
+    undo = Path(request.undo)
+    new = not os.path.lexists(undo)
+    keep_old(result.drift, undo, overwrite=request.force)
+    try:
+        return [*result.save(request.target, overwrite=request.overwrite), undo]
+    except BnfoldError:
+        if new:  # it leads back from where nobody went
+            undo.unlink()
+        raise
 
 
 def _restore(request: Request, *, json: bool, quiet: bool, verbose: bool) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.errors import OutputError, UsageError, quoted
+from bnfold.errors import UsageError, quoted
 
 from . import render, verdict
 
@@ -86,17 +86,20 @@ def _demand_models(a: str | None, b: str | None, optimized: bool) -> None:
 
 def _demand_places(files: Sequence[str], plot: str | None, inputs: Sequence[str]) -> None:
     """Soon, rather than after minutes of work: can the files be written?"""
+    if not files:
+        return
     from importlib.util import find_spec
+
+    from bnfold.atomic import check_output, demand_apart
+    from bnfold.model_file import data_files
 
     if plot is not None and find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; pip install 'bnfold[plot]'")
     if plot is not None and not plot.lower().endswith(PICTURES):
         raise UsageError(f"--plot writes {', '.join(PICTURES)}, by the end of the name; {quoted(plot)} has another")
     for name in files:
-        if any(os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other) for other in inputs):
-            raise OutputError("is what is to be compared; choose another name", file=name)
-        if not Path(name).absolute().parent.is_dir():
-            raise OutputError("can't be written: its folder doesn't exist", file=name)
+        check_output(Path(name), True, [])
+    demand_apart(files, [*inputs, *data_files(inputs)])
 
 
 def _certify(found: Comparison, a: str, b: str | None, data: str | None, path: str) -> None:
@@ -107,4 +110,6 @@ def _certify(found: Comparison, a: str, b: str | None, data: str | None, path: s
 
 
 def _write(path: str, text: str) -> None:
-    Path(path).write_text(text, encoding="utf-8")
+    from bnfold.atomic import write_file
+
+    write_file(path, text.encode("utf-8", "replace"), overwrite=True)

@@ -19,7 +19,8 @@ import bnfold
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 MODEL = SAMPLES / "digits_cnn.onnx"
 
-PUBLIC = """BnfoldError Comparison Counts Drift Entry ExternalDataError FoldReport FoldResult ImageOptions InsertResult
+PUBLIC = """BnfoldError CalibrationDataError Comparison Counts Drift Entry ExternalDataError FoldReport FoldResult
+ImageOptions InsertResult
 Inserted Inspection ModelError NotEquivalentError OutputError RecalibrationResult UsageError Verification __version__
 fold insert inspect recalibrate verify""".split()
 

@@ -65,6 +65,16 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], object], str]] = {
     "cycle": (_reads("y"), "is part of a cycle"),
     "short tensor": (_gamma_has(5), "tensor 'gamma': holds"),
     "negative size": (_gamma_has(-4), "negative dimension"),
+    "negative and short": (
+        _edited(lambda proto: [proto.graph.initializer[i].dims.__setitem__(0, size) for i, size in ((1, -4), (2, 9))]),
+        "negative dimension (and 1 more: tensor 'beta': holds 16 bytes",
+    ),
+    "twice": (_edited(lambda proto: proto.graph.input.append(proto.graph.input[0])), "value 'x': is defined twice"),
+    "future opset": (_edited(lambda proto: setattr(proto.opset_import[0], "version", 9999)), "uses opset 9999"),
+    "epsilon as text": (
+        _edited(lambda proto: proto.graph.node[1].attribute.add(name="epsilon", type=3, s=b"\x1b[31m")),
+        "node 'bn': attribute 'epsilon' is of type STRING",
+    ),
     "no data file": (_external("gone.bin"), "data file 'gone.bin': no such file"),
     "data file elsewhere": (_external("../secret"), "leads out of the model's folder"),
     "data file absolute": (_external("/etc/passwd"), "leads out of the model's folder"),

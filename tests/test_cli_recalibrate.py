@@ -128,7 +128,7 @@ def test_restore_refuses_what_is_not_its_own(model: Path, tmp_path: Path) -> Non
     refused(bnfold("recalibrate", model, "--restore", undo), "m.onnx: has no BatchNormalization")
     refused(bnfold("recalibrate", model, "--restore", DIGITS), "digits.npz: is no file that --undo wrote")
     refused(bnfold("recalibrate", model, "--restore", model), "m.onnx: is no file that --undo wrote")
-    refused(bnfold("recalibrate", model, "--restore", tmp_path / "none"), "No such file")
+    refused(bnfold("recalibrate", model, "--restore", tmp_path / "none"), "no such file")
     refused(bnfold("recalibrate", model, "--restore", undo, "--data", CALIB), "leave --data, --undo and --check")
     assert "m.restored.onnx" not in files(tmp_path)
 

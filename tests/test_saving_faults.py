@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from small_models import array, names, run, same_weights, snapshot, write, write_external, zeroed
 
+from bnfold.atomic import write_file
 from bnfold.errors import OutputError
 from bnfold.model_file import load, save
 
@@ -75,6 +76,35 @@ def test_failures_at_every_step(
             break
     assert not failed
     assert at > 12, "each temporary file: opened, written, synced, named"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
+@pytest.mark.parametrize("earlier", [None, b"earlier"], ids=["new", "over an earlier file"])
+def test_failures_at_every_step_of_a_report(
+    earlier: bytes | None, error: BaseException, after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Certificates, JUnit files, pictures, old statistics: whole or not at all, at whichever call it fails."""
+    for at in range(1, 50):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        target = folder / "report.json"
+        if earlier is not None:
+            target.write_bytes(earlier)
+        before = snapshot(folder)
+        with monkeypatch.context() as patch:
+            trip = Trip(patch, at, error, after)
+            try:
+                write_file(target, b"new" * 1000, overwrite=earlier is not None)
+                failed = False
+            except (OutputError, KeyboardInterrupt):
+                failed = True
+        assert snapshot(folder) in (before, {"report.json": b"new" * 1000}), at
+        assert failed or snapshot(folder) != before
+        if trip.calls < at:
+            break
+    assert not failed
+    assert at > 5
 
 
 KILLER = """

@@ -319,7 +319,7 @@ def test_seeds_are_fixed() -> None:
         ({"b": None}, "one model only"),
         ({"b": MODEL, "provider_b": "tpu"}, "is no provider"),
         ({"b": 3}, "is no model"),
-        ({"b": MODEL, "data": "missing.npz"}, "No such file"),
+        ({"b": MODEL, "data": "missing.npz"}, "no such file"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

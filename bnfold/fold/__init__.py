@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import numpy as np
 from onnx import ModelProto
 
 from bnfold.errors import quoted
@@ -116,6 +117,11 @@ def fold_model(model: LoadedModel, options: Options) -> Folding:
     Raises:
         ModelError: the model is not valid ONNX.
     """
+    with np.errstate(all="ignore"):  # what overflows is found where it matters: no plan has a number that isn't finite
+        return _folded(model, options)
+
+
+def _folded(model: LoadedModel, options: Options) -> Folding:
     barred: Barred = {}
     spoiled: set[str] = set()
     while True:

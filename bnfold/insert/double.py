@@ -14,10 +14,10 @@ from bnfold.errors import ModelError, quoted
 from bnfold.insert.sites import Site
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.data import Data
-from bnfold.recalibrate.measure import Measured
+from bnfold.recalibrate.measure import Measured, must_run
 from bnfold.recalibrate.moments import Moments, Trace
 from bnfold.verify.prepare import prepare
-from bnfold.verify.runtime import CannotRun, Feeds, Runner
+from bnfold.verify.runtime import Feeds, Runner
 from bnfold.verify.sides import Side
 
 WIDE = frozenset({TensorProto.DOUBLE, TensorProto.BFLOAT16})
@@ -31,12 +31,12 @@ def needs_double(sites: Sequence[Site]) -> bool:
 def measure_in_double(model: LoadedModel, sites: Sequence[Site], data: Data) -> Measured:
     """As `bnfold.insert.measure.measure`; all values of a batch are held."""
     traces, at = [Trace() for _ in sites], {site.target.name: number for number, site in enumerate(sites)}
-    double, samples = _Double(model, list(at)), 0
+    samples = 0
+    with must_run():
+        double = _Double(model, list(at))
     for number, feeds in data.numbered(lambda number: True):
-        try:
+        with must_run():
             values = double.run(feeds)
-        except CannotRun as why:
-            raise ModelError(str(why)) from why
         for name, value in values.items():
             site = sites[at[name]]
             if not np.isfinite(value).all():

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bnfold.constants import Array
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import CalibrationDataError, UsageError, quoted
 from bnfold.inspection import Port
 from bnfold.recalibrate.images import ImageOptions, is_image_input
 
@@ -213,22 +213,22 @@ class Data:
             tensor = f"input {quoted(port.name)}"
             if value.dtype.name != port.type:
                 what = f"is {value.dtype.name}; the model takes {port.type}"
-                raise UsageError(what, file=file, where=_where(sample, tensor))
+                raise CalibrationDataError(what, file=file, where=_where(sample, tensor))
             if not _fits(value, port):
                 what = f"is {_shown(value.shape)} in a batch; the model takes {_shown(port.shape)}"
-                raise UsageError(what, file=file, where=_where(sample, tensor))
+                raise CalibrationDataError(what, file=file, where=_where(sample, tensor))
             if value.dtype.kind in "fV" and not (finite := np.isfinite(value)).all():
                 bad = np.flatnonzero(~finite.reshape(len(rows), -1).all(axis=1))[0]
                 file, sample = self.source.place(int(rows[bad]))
                 kind = "NaN" if np.isnan(value[bad]).any() else "an infinite value"
-                raise UsageError(f"has {kind}; leave it out", file=file, where=_where(sample, tensor))
+                raise CalibrationDataError(f"has {kind}; leave it out", file=file, where=_where(sample, tensor))
 
     def _take_stock(self, doing: str, done: int, given: int) -> None:
         """Demand that there was something, and note what the user should know."""
         fixed = fixed_batch(self.inputs)
         if not done:
             what = f"has {given} samples; the model takes {fixed} at a time" if given else "has no samples"
-            raise UsageError(what, file=self.source.place(0)[0])
+            raise CalibrationDataError(what, file=self.source.place(0)[0])
         if done < FEW and doing == MEASURING:
             self._note(f"{done} samples are few: from {FEW} on, better {2 * FEW}, statistics are good")
         if given > done:
@@ -284,12 +284,13 @@ def open_data(
         return data
     order = np.random.default_rng(seed).permutation(found.count)
     if not len(order):
-        raise UsageError("has no samples", file=found.place(0)[0])
+        raise CalibrationDataError("has no samples", file=found.place(0)[0])
     used = min(samples or len(order), len(order))
     if classes is not None:
         used = samples or len(order) - max(1, len(order) // HELD_OUT)
         if used >= len(order):
-            raise UsageError(f"has {len(order)} samples: none are left to evaluate on", file=found.place(0)[0])
+            what = f"has {len(order)} samples: none are left to evaluate on"
+            raise CalibrationDataError(what, file=found.place(0)[0])
         rest = np.sort(order[used:])
         data.held_out = replace(data, order=rest, images=replace(data.images, augment_pad=None), notices=[])
     data.order = order[:used]
@@ -334,7 +335,7 @@ def _opened(
         if os.path.exists(path) and not (key is not None and path.endswith(".py")):
             return data_files.open_path(path, key, inputs, images, labels)
         if key is None or path.endswith((".npz", ".npy")) or (os.sep in path and not path.endswith(".py")):
-            raise UsageError("there is no such file or folder", file=path)
+            raise CalibrationDataError("there is no such file or folder", file=path)
         source = data_python.imported(path, key)
         shown: str | None = f"{path}:{key}"
     else:

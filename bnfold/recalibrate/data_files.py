@@ -7,10 +7,13 @@ temporary file. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import shutil
 import struct
 import tempfile
+import tokenize
 import weakref
 import zipfile
 import zlib
@@ -21,8 +24,9 @@ from typing import IO, Any
 import numpy as np
 
 from bnfold.constants import Array
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import CalibrationDataError, quoted
 from bnfold.inspection import Port
+from bnfold.mapped import Refused, open_regular
 from bnfold.recalibrate.images import SUFFIXES, ImageFolder, ImageOptions, open_folder
 
 NPY, ZIP = b"\x93NUMPY", b"PK"
@@ -32,6 +36,12 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 NAMES = 8
 # The labels of images that are sorted into folders.
 FOLDERS = "folders"
+BLOCK = 1 << 16
+# What reading a damaged file raises; an array's header is text of Python, so that may be anything (RecursionError).
+DAMAGED = (
+    ValueError, TypeError, LookupError, EOFError, OverflowError, NotImplementedError, RuntimeError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,20 +106,20 @@ def open_path(
 ) -> tuple[ArrayRows | ImageFolder, Array | None]:
     """The samples in a file or a folder, and their labels.
 
-    Raises: UsageError.
+    Raises: CalibrationDataError.
     """
     if not os.path.isdir(path):
         return _open_arrays([path], key, inputs, labels)
     arrays = sorted(entry.path for entry in os.scandir(path) if entry.name.endswith((".npy", ".npz")))
     pictures = list(_images(path))
     if arrays and pictures:
-        raise UsageError("has both arrays (.npy, .npz) and images; give a folder of one kind", file=path)
+        raise CalibrationDataError("has both arrays (.npy, .npz) and images; give a folder of one kind", file=path)
     if arrays:
         return _open_arrays(arrays, key, inputs, labels)
     if not pictures:
-        raise UsageError("has no .npy, .npz or image files", file=path)
+        raise CalibrationDataError("has no .npy, .npz or image files", file=path)
     if key is not None:
-        raise UsageError("names of arrays are for .npz files; these are images", file=path)
+        raise CalibrationDataError("names of arrays are for .npz files; these are images", file=path)
     return open_folder(path, pictures, inputs, images), _by_folder(path, pictures, labels)
 
 
@@ -118,24 +128,25 @@ def _by_folder(path: str, pictures: Sequence[str], labels: str | None) -> Array 
     if labels is None:
         return None
     if labels != FOLDERS:
-        raise UsageError(f"labels of images are {quoted(FOLDERS)} (each a class), or an .npy of integers", file=path)
+        what = f"labels of images are {quoted(FOLDERS)} (each a class), or an .npy of integers"
+        raise CalibrationDataError(what, file=path)
     names = [picture.split(os.sep)[0] if os.sep in picture else "" for picture in pictures]
     if "" in names:
         what = f"is in no folder that could be its class; labels {quoted(FOLDERS)} need one for each"
-        raise UsageError(what, file=os.path.join(path, pictures[names.index("")]))
+        raise CalibrationDataError(what, file=os.path.join(path, pictures[names.index("")]))
     classes: Array = np.unique(names, return_inverse=True)[1]
     return classes
 
 
 def open_labels(file: str, count: int) -> Array:
-    """The labels in an .npy file, one for each sample.  Raises: UsageError."""
+    """The labels in an .npy file, one for each sample.  Raises: CalibrationDataError."""
     if not os.path.isfile(file):
-        raise UsageError("there is no such file", file=file)
+        raise CalibrationDataError("there is no such file", file=file)
     with tempfile.TemporaryFile() as spool:
         found = _read(file, spool)
         labels = _labels(found[""], "", file) if "" in found else np.empty(0)
     if len(labels) != count:
-        raise UsageError(f"has {len(labels)} labels for {count} samples", file=file)
+        raise CalibrationDataError(f"has {len(labels)} labels for {count} samples", file=file)
     return labels
 
 
@@ -170,14 +181,14 @@ def _gathered(
         found = _read(file, spool)
         if labels is not None:
             if labels not in found:
-                raise UsageError(f"has no array {quoted(labels)} of labels{_has(found)}", file=file)
+                raise CalibrationDataError(f"has no array {quoted(labels)} of labels{_has(found)}", file=file)
             classes.append(_labels(found.pop(labels), labels, file))
         chosen = choose(found, key, inputs, file)
         for name, part in chosen.items():
             parts[name].append(part)
         if labels is not None and len(classes[-1]) != next(iter(chosen.values())).shape[0]:
             what = f"has {len(classes[-1])} labels for {next(iter(chosen.values())).shape[0]} samples"
-            raise UsageError(what, file=file, where=f"array {quoted(labels)}")
+            raise CalibrationDataError(what, file=file, where=f"array {quoted(labels)}")
     rows = ArrayRows(parts, files)
     weakref.finalize(rows, spool.close)
     return rows, np.concatenate(classes) if classes else None
@@ -186,16 +197,16 @@ def _gathered(
 def choose(found: Mapping[str, Part], key: str | None, inputs: Sequence[Port], file: str | None) -> dict[str, Part]:
     """The array of each input: the one of its name, the one that `key` names, or the only one.
 
-    Raises: UsageError if that leaves it open.
+    Raises: CalibrationDataError if that leaves it open.
     """
     if not found:
-        raise UsageError("has no arrays", file=file)
+        raise CalibrationDataError("has no arrays", file=file)
     if key is not None:
         if len(inputs) != 1:
             what = f"one array is named for {len(inputs)} inputs; give the arrays the inputs' names"
-            raise UsageError(what, file=file)
+            raise CalibrationDataError(what, file=file)
         if key not in found:
-            raise UsageError(f"has no array {quoted(key)}{_has(found)}", file=file)
+            raise CalibrationDataError(f"has no array {quoted(key)}{_has(found)}", file=file)
         found = {inputs[0].name: found[key]}
     elif len(inputs) == len(found) == 1:
         found = {inputs[0].name: next(iter(found.values()))}
@@ -203,12 +214,13 @@ def choose(found: Mapping[str, Part], key: str | None, inputs: Sequence[Port], f
     for port in inputs:
         if port.name not in found:
             how = f"; name one: {file or 'FILE.npz'}:{next(iter(found))}" if len(inputs) == 1 and file else ""
-            raise UsageError(f"has no array {quoted(port.name)}{_has(found)}{how}", file=file)
+            raise CalibrationDataError(f"has no array {quoted(port.name)}{_has(found)}{how}", file=file)
         part = found[port.name]
         if port.shape is not None and len(part.shape) == len(port.shape) - 1 and _is_sample(part, port):
             part = Part((1, *part.shape), part.dtype, part.source, part.offset, part.order)
         if not part.shape:
-            raise UsageError(f"array of input {quoted(port.name)} is a single number; samples are needed", file=file)
+            what = f"array of input {quoted(port.name)} is a single number; samples are needed"
+            raise CalibrationDataError(what, file=file)
         chosen[port.name] = part
     return chosen
 
@@ -232,20 +244,21 @@ def _lengths(parts: Mapping[str, Sequence[Part]], files: Sequence[str | None]) -
     for number, file in enumerate(files):
         first, *others = (arrays[number] for arrays in parts.values())
         if any(part.shape[0] != first.shape[0] for part in others):
-            raise UsageError("its arrays have different numbers of samples along the first axis", file=file)
+            raise CalibrationDataError("its arrays have different numbers of samples along the first axis", file=file)
         lengths.append(first.shape[0])
         for name, arrays in parts.items():
             part = arrays[number]
             if (part.dtype, part.shape[1:]) != (arrays[0].dtype, arrays[0].shape[1:]):
                 what = f"is {part.dtype} {list(part.shape)}, in {files[0]} it is {arrays[0].dtype} "
-                raise UsageError(what + f"{list(arrays[0].shape)}", file=file, where=f"array of input {quoted(name)}")
+                what += f"{list(arrays[0].shape)}"
+                raise CalibrationDataError(what, file=file, where=f"array of input {quoted(name)}")
     return lengths
 
 
 def _labels(part: Part, name: str, file: str) -> Array:
     if len(part.shape) != 1 or part.dtype.kind not in "iu":
         what = f"is {part.dtype} {list(part.shape)}; labels are integers, one for each sample"
-        raise UsageError(what, file=file, where=f"array {quoted(name)}")
+        raise CalibrationDataError(what, file=file, where=f"array {quoted(name)}")
     return np.array(part.open(), np.int64)
 
 
@@ -255,39 +268,58 @@ def _labels(part: Part, name: str, file: str) -> Array:
 def _read(file: str, spool: IO[bytes]) -> dict[str, Part]:
     """The arrays of a file by name; that of a .npy is ''."""
     try:
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             magic = opened.read(len(NPY))
             opened.seek(0)
             if magic == NPY:
-                shape, order, dtype = _header(opened)
+                shape, order, dtype = header_of(opened)
                 return {"": _within(Part(shape, dtype, file, opened.tell(), order), os.fstat(opened.fileno()).st_size)}
             if magic[: len(ZIP)] == ZIP:
                 with zipfile.ZipFile(opened) as archive:
                     members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
                     return {info.filename[:-4]: _member(archive, info, opened, file, spool) for info in members}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError):
-        raise UsageError("can't be read: it is damaged, or holds other than plain arrays", file=file) from None
+    except Refused as why:
+        raise CalibrationDataError(str(why), file=file) from None
+    except (OSError, *DAMAGED) as error:
+        if is_of_system(error):
+            raise
+        what = "can't be read: it is damaged, or holds other than plain arrays"
+        raise CalibrationDataError(what, file=file) from None
     hint = f"; say what to take from it: {file}:NAME" if file.endswith(".py") else ""
-    raise UsageError(f"is no .npz or .npy file, nor a folder{hint}", file=file)
+    raise CalibrationDataError(f"is no .npz or .npy file, nor a folder{hint}", file=file)
+
+
+def is_of_system(error: Exception) -> bool:
+    """Whether it isn't the file's content that is to blame (EINVAL: an archive that says to look before its start)."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, opened: IO[bytes], file: str, spool: IO[bytes]) -> Part:
     with archive.open(info) as member:
-        shape, order, dtype = _header(member)
+        shape, order, dtype = header_of(member)
         header = member.tell()
         if info.compress_type != zipfile.ZIP_STORED:
-            spool.seek(0, os.SEEK_END)
-            start = spool.tell()
-            shutil.copyfileobj(member, spool)
-            spool.flush()
-            return _within(Part(shape, dtype, spool, start, order), spool.tell())
+            return _unpacked(member, Part(shape, dtype, spool, spool.seek(0, os.SEEK_END), order), file)
     opened.seek(info.header_offset + LENGTHS)
     name, extra = struct.unpack("<HH", opened.read(4))
     start = info.header_offset + LOCAL_HEADER + name + extra
     return _within(Part(shape, dtype, file, start + header, order), start + info.file_size)
 
 
-def _header(opened: Any) -> tuple[tuple[int, ...], str, np.dtype[Any]]:
+def _unpacked(member: IO[bytes], part: Part, file: str) -> Part:
+    """The same part, its values behind the end of the spool now: as many bytes as its header announces, no more."""
+    left, free = _nbytes(part), shutil.disk_usage(tempfile.gettempdir()).free
+    if left > free:
+        what = f"takes {left / 1e9:.3g} GB unpacked, and {free / 1e9:.3g} GB are free in {tempfile.gettempdir()}"
+        raise CalibrationDataError(f"{what}; save it with np.savez", file=file)
+    while left and (block := member.read(min(left, BLOCK))):
+        part.source.write(block)
+        left -= len(block)
+    part.source.flush()
+    return _within(part, part.source.tell())
+
+
+def header_of(opened: Any) -> tuple[tuple[int, ...], str, np.dtype[Any]]:
     """Shape, order and dtype of an array, of which `opened` is at the beginning; it is at the values then."""
     version = np.lib.format.read_magic(opened)
     if version not in HEADERS:
@@ -300,9 +332,10 @@ def _header(opened: Any) -> tuple[tuple[int, ...], str, np.dtype[Any]]:
 
 def _within(part: Part, end: int) -> Part:
     """The same part, which has to end before `end`."""
-    nbytes = part.dtype.itemsize
-    for size in part.shape:
-        nbytes *= size
-    if part.offset + nbytes > end:
+    if min(part.shape, default=0) < 0 or part.offset + _nbytes(part) > end:
         raise ValueError("an array that ends before its end")
     return part
+
+
+def _nbytes(part: Part) -> int:
+    return math.prod(part.shape) * part.dtype.itemsize

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.constants import Array
-from bnfold.errors import BnfoldError, UsageError, quoted
+from bnfold.errors import BnfoldError, CalibrationDataError, quoted
 from bnfold.inspection import Port
 from bnfold.recalibrate.data_files import ArrayRows, Part, choose
 
@@ -66,13 +66,13 @@ class ObjectStream:
                 raise
             except Exception as error:
                 what = f"raised {_line(error)}; --traceback shows where"
-                raise UsageError(what, file=self._shown, where=self.place(given)[1]) from error
+                raise CalibrationDataError(what, file=self._shown, where=self.place(given)[1]) from error
             try:
                 piece = as_feeds(item, self._inputs)
                 if self._label is not None:
                     self.labels += labels_of(item, self._label, len(next(iter(piece.values()))))
-            except UsageError as error:
-                raise UsageError(error.what, file=self._shown, where=self.place(given)[1]) from error
+            except CalibrationDataError as error:
+                raise CalibrationDataError(error.what, file=self._shown, where=self.place(given)[1]) from error
             self._ends.append(given + len(next(iter(piece.values()))))
             yield piece
 
@@ -89,7 +89,7 @@ def open_object(
 ) -> tuple[ArrayRows | ObjectStream, Array | None]:
     """Samples from an object, and their labels if these are an array of its own.
 
-    Raises: UsageError if it gives none.
+    Raises: CalibrationDataError if it gives none.
     """
     if isinstance(source, np.ndarray) or _is_tensor(source):
         source = {"": source}
@@ -107,23 +107,23 @@ def open_object(
     if callable(source):
         return ObjectStream(lambda: _called(source, shown), inputs, shown, seed, label), None
     what = f"{type(source).__name__} gives no samples; an iterable, or a function that makes one, is needed"
-    raise UsageError(what, file=shown)
+    raise CalibrationDataError(what, file=shown)
 
 
 def imported(path: str, name: str) -> Any:
     """The object that `path:name` means: of a file of Python, or of a module that can be imported from here.
 
-    Raises: UsageError if there is none.
+    Raises: CalibrationDataError if there is none.
     """
     if path.endswith(".py") and not os.path.isfile(path):
-        raise UsageError("there is no such file", file=path)
+        raise CalibrationDataError("there is no such file", file=path)
     try:
         value: Any = _run(path) if path.endswith(".py") else _module(path)
     except (Exception, SystemExit) as error:  # it is the user's code: anything may come
-        raise UsageError(f"can't be imported: {_line(error)}", file=path) from error
+        raise CalibrationDataError(f"can't be imported: {_line(error)}", file=path) from error
     for part in name.split("."):
         if not hasattr(value, part):
-            raise UsageError(f"has no {quoted(name)}", file=path)
+            raise CalibrationDataError(f"has no {quoted(name)}", file=path)
         value = getattr(value, part)
     return value
 
@@ -131,52 +131,52 @@ def imported(path: str, name: str) -> Any:
 def as_feeds(item: Any, inputs: Sequence[Port]) -> dict[str, Array]:
     """What an iterable gave, by input, samples along the first axis.
 
-    Raises: UsageError if it isn't what the model takes.
+    Raises: CalibrationDataError if it isn't what the model takes.
     """
     if isinstance(item, (tuple, list)):
         if item and isinstance(item[0], (tuple, list, dict)):  # ((inputs), labels)
             return as_feeds(item[0], inputs)
         if len(item) < len(inputs):
-            raise UsageError(f"{len(item)} values; the model has {len(inputs)} inputs")
+            raise CalibrationDataError(f"{len(item)} values; the model has {len(inputs)} inputs")
         item = {port.name: value for port, value in zip(inputs, item, strict=False)}
     elif not isinstance(item, Mapping):
         if len(inputs) != 1:
-            raise UsageError(f"a {type(item).__name__}; the model has {len(inputs)} inputs: give a dict")
+            raise CalibrationDataError(f"a {type(item).__name__}; the model has {len(inputs)} inputs: give a dict")
         item = {inputs[0].name: item}
     feeds = {}
     for port in inputs:
         if port.name not in item:
             has = ", ".join(quoted(name) for name in item)
-            raise UsageError(f"has no input {quoted(port.name)}; it has {has or 'nothing'}")
+            raise CalibrationDataError(f"has no input {quoted(port.name)}; it has {has or 'nothing'}")
         value = as_array(item[port.name], port.name)
         single = value.ndim == 0 or (port.shape is not None and value.ndim == len(port.shape) - 1)
         feeds[port.name] = value[None] if single else value
     if len({len(value) for value in feeds.values()}) != 1:
-        raise UsageError("its inputs have different numbers of samples along the first axis")
+        raise CalibrationDataError("its inputs have different numbers of samples along the first axis")
     return feeds
 
 
 def labels_of(item: Any, label: str, count: int | None) -> list[int]:
     """The classes that an item has, by name or position; `count`: how many there have to be.
 
-    Raises: UsageError if they aren't there, or are no integers.
+    Raises: CalibrationDataError if they aren't there, or are no integers.
     """
     try:
         value = item[label] if isinstance(item, Mapping) else item[int(label)]
     except (LookupError, ValueError, TypeError):
         what = "the name of one in a dict, or its position in a tuple (1: the second)"
-        raise UsageError(f"has no labels {quoted(label)}; say {what}") from None
+        raise CalibrationDataError(f"has no labels {quoted(label)}; say {what}") from None
     labels = np.asarray(value) if isinstance(value, (int, np.integer)) else as_array(value)
     if labels.dtype.kind not in "iu" or labels.ndim > 1 or (count is not None and labels.size != count):
         what = f"is {labels.dtype} {list(labels.shape)}; labels are integers, one for each sample"
-        raise UsageError(what, where=f"label {quoted(label)}")
+        raise CalibrationDataError(what, where=f"label {quoted(label)}")
     return [int(one) for one in labels.reshape(-1)]
 
 
 def as_array(value: Any, name: str = "") -> Array:
     """An array, or the array of a tensor.
 
-    Raises: UsageError if it is neither.
+    Raises: CalibrationDataError if it is neither.
     """
     if _is_tensor(value):
         for step in ("detach", "cpu"):
@@ -185,11 +185,11 @@ def as_array(value: Any, name: str = "") -> Array:
             value = value.numpy()
         except TypeError as error:  # torch gives no array of bfloat16
             if not str(value.dtype).endswith("bfloat16"):
-                raise UsageError(f"can't be made an array: {_line(error)}") from error
+                raise CalibrationDataError(f"can't be made an array: {_line(error)}") from error
             value = value.float().numpy().astype(np.dtype("bfloat16"))
     elif not isinstance(value, (np.ndarray, np.generic)):
         what = f"input {quoted(name)} is a {type(value).__name__}; arrays or tensors are needed"
-        raise UsageError(what if name else f"a {type(value).__name__}; arrays or tensors are needed")
+        raise CalibrationDataError(what if name else f"a {type(value).__name__}; arrays or tensors are needed")
     array = np.asarray(value)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -206,7 +206,7 @@ class _Again:
             self._source.rewind()
         elif again and (hasattr(self._source, "get_next") or isinstance(self._source, Iterator)):
             what = "the samples can be gone through only once, and are needed again"
-            raise UsageError(f"{what}; give a function that makes them, or a reader with rewind()")
+            raise CalibrationDataError(f"{what}; give a function that makes them, or a reader with rewind()")
         return self._source
 
 
@@ -227,7 +227,7 @@ def _items(source: Any, order: Array | None, shown: str | None) -> Iterator[Any]
     if hasattr(source, "get_next"):
         return _read(source)
     if not _gives_items(source):
-        raise UsageError(f"gave a {type(source).__name__}, which can't be iterated over", file=shown)
+        raise CalibrationDataError(f"gave a {type(source).__name__}, which can't be iterated over", file=shown)
     return iter(source)
 
 
@@ -240,7 +240,7 @@ def _called(source: Callable[[], Any], shown: str | None) -> Any:
     try:
         return source()
     except Exception as error:  # the user's code
-        raise UsageError(f"raised {_line(error)}; --traceback shows where", file=shown) from error
+        raise CalibrationDataError(f"raised {_line(error)}; --traceback shows where", file=shown) from error
 
 
 def _is_tensor(value: Any) -> bool:

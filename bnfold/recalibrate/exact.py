@@ -27,7 +27,7 @@ from bnfold.recalibrate.cache import LARGE, Cache
 from bnfold.recalibrate.checkpoint import Checkpoint, Journal, Progress, sum_of
 from bnfold.recalibrate.data import Data
 from bnfold.recalibrate.instrument import Reading, moments_nodes
-from bnfold.recalibrate.measure import Measured, Recipe, is_plain, make_runner, run, take_in
+from bnfold.recalibrate.measure import Measured, Recipe, is_plain, make_runner, must_run, run, take_in
 from bnfold.recalibrate.moments import Trace, pooled, side_by_side
 from bnfold.recalibrate.sites import MEAN, VARIANCE, Site
 from bnfold.recalibrate.write import stored, to_inference
@@ -63,7 +63,9 @@ def measure_exact(
 
     Raises: ModelError if the model can't be run, a BN is out of reach, or a statistic is not finite.
     """
-    plan = _Plan(prepare(model), sites, is_plain(provider))
+    with must_run():
+        flat = prepare(model)
+    plan = _Plan(flat, sites, is_plain(provider))
     journal = Journal(checkpoint, len(plan.observed))
     progress = journal.progress
     if progress.level:

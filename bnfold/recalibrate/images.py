@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from bnfold.constants import Array
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import CalibrationDataError, UsageError, quoted
 from bnfold.inspection import Port
+from bnfold.mapped import Refused, open_regular
 
 Size = int | tuple[int, int]
 
@@ -153,7 +154,7 @@ class ImageFolder:
             if image.shape != images[0].shape:
                 (h, w, _), (height, width, _) = image.shape, images[0].shape
                 what = f"is {h}×{w}, another is {height}×{width}; give --resize HxW, or --resize N and --crop N"
-                raise UsageError(what, file=self.files[row])
+                raise CalibrationDataError(what, file=self.files[row])
         return {self.port.name: np.stack(images)}
 
     def place(self, row: int) -> tuple[str | None, str]:
@@ -163,12 +164,17 @@ class ImageFolder:
     def _read(self, file: str) -> Array:
         image_module = _pillow()
         try:
-            with image_module.open(file) as image:
-                picture = image.convert(self._mode)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd metadata; what can't be read raises
+                with open_regular(file) as opened, image_module.open(opened) as image:
+                    picture = image.convert(self._mode)
+        except Refused as why:
+            raise CalibrationDataError(str(why), file=file) from None
         except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UsageError("can't be decoded as an image; remove it or make it again", file=file) from error
+            what = "can't be decoded as an image; remove it or make it again"
+            raise CalibrationDataError(what, file=file) from error
         try:
             return self.options.shaped(picture)
         except UsageError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -17,13 +18,14 @@ import numpy as np
 
 from bnfold.constants import Array
 from bnfold.errors import ModelError, quoted
-from bnfold.model_file import LoadedModel, save
+from bnfold.model_file import LoadedModel, save, structure
 from bnfold.recalibrate.checkpoint import Checkpoint, Journal
 from bnfold.recalibrate.data import Data
 from bnfold.recalibrate.instrument import Measurable, Reading, instrument
 from bnfold.recalibrate.moments import Floats, Moments, Trace
 from bnfold.recalibrate.sites import Site
 from bnfold.verify.large import Model
+from bnfold.verify.room import demand_room
 from bnfold.verify.runtime import CannotRun, Feeds, Runner
 
 
@@ -106,6 +108,8 @@ def read_traces(
     engine: Engine, checkpoint: Checkpoint | None,
 ) -> Measured:  # fmt: skip
     """What the readings of an instrumented model say of each site, all batches together; see `measure_pooled`."""
+    with must_run():
+        demand_room(structure(model))
     journal = Journal(checkpoint, len(sites))
     progress = journal.progress
     # Through a file: its weights go from one file to the other, and are in memory once, where ONNX Runtime has them.
@@ -163,17 +167,22 @@ def is_plain(provider: str) -> bool:
     return provider != "cpu"
 
 
+@contextmanager
+def must_run() -> Iterator[None]:
+    """What can't be run is an error of the model.  Raises: ModelError."""
+    try:
+        yield
+    except CannotRun as why:
+        raise ModelError(str(why)) from why
+
+
+@must_run()
 def make_runner(model: Model | str, provider: str, names: Sequence[str] = ()) -> Runner:
     """A session that is as fast as ONNX Runtime can make it.  Raises: ModelError."""
-    try:
-        return Runner(model, names, provider, optimized=True)
-    except CannotRun as why:
-        raise ModelError(str(why)) from why
+    return Runner(model, names, provider, optimized=True)
 
 
+@must_run()
 def run(runner: Runner, feeds: Feeds) -> Feeds:
     """Raises: ModelError."""
-    try:
-        return runner.run(feeds)
-    except CannotRun as why:
-        raise ModelError(str(why)) from why
+    return runner.run(feeds)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
+from bnfold.atomic import write_file
 from bnfold.errors import OutputError, UsageError
 from bnfold.recalibrate.drift import Drift
 
@@ -44,7 +46,9 @@ def plot(drift: Sequence[Drift], path: str | os.PathLike[str], title: str) -> No
     score.xaxis.get_major_locator().set_params(integer=True)
     plain = "".join(c if c.isprintable() else " " for c in title).replace("$", r"\$")  # '$' would begin a formula
     shift.set_title(f"{plain}: median channel, middle half, largest")
+    kind, buffer = os.path.splitext(os.fspath(path))[1][1:].lower() or "png", io.BytesIO()
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(buffer, dpi=120, format=kind)
     except ValueError as error:
         raise OutputError(f"can't be written: {error}", file=os.fspath(path)) from None
+    write_file(path, buffer.getbuffer(), overwrite=True)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 
-from bnfold.atomic import Publication, check_output, write_failure
-from bnfold.errors import OutputError, UsageError, quoted
+from bnfold.atomic import write_file
+from bnfold.errors import CalibrationDataError, UsageError, quoted
 from bnfold.frontends import naming
 from bnfold.graph import Graph
+from bnfold.mapped import Refused, open_regular
 from bnfold.model_file import LoadedModel, load
+from bnfold.recalibrate.data_files import DAMAGED, is_of_system
 from bnfold.recalibrate.drift import Drift, Floats
 from bnfold.recalibrate.sites import Site, find_sites
 from bnfold.recalibrate.write import Writer, stored
@@ -33,18 +33,13 @@ def keep_old(drift: Sequence[Drift], path: str | os.PathLike[str], *, overwrite:
 
     Raises: OutputError.
     """
-    target, buffer = Path(path), io.BytesIO()
+    buffer = io.BytesIO()
     arrays = {f"{number}.{role}": values for number, one in enumerate(drift)
               for role, values in (("mean", one.old_mean), ("variance", one.old_var))}  # fmt: skip
     arrays["names"] = np.array([one.name for one in drift], np.str_)
     arrays["scopes"] = np.array([one.scope for one in drift], np.str_)
     np.savez(buffer, allow_pickle=False, **arrays)
-    replaced = check_output(target, overwrite, [])
-    try:
-        with Publication(target.parent, replaced) as output:
-            output.publish(output.write([buffer.getbuffer()]), target, overwrite=overwrite)
-    except OSError as error:
-        raise OutputError(write_failure(error), file=target) from error
+    write_file(path, buffer.getbuffer(), overwrite=overwrite)
 
 
 def put_back(model: str | os.PathLike[str], undo: str | os.PathLike[str]) -> tuple[LoadedModel, int]:
@@ -85,10 +80,12 @@ def _restored(site: Site, old: Statistics, writer: Writer) -> bool:
 
 def _read(undo: str | os.PathLike[str]) -> Statistics:
     try:
-        with np.load(undo, allow_pickle=False) as file:
+        with open_regular(undo) as opened, np.load(opened, allow_pickle=False) as file:
             keys = zip(file["names"].tolist(), file["scopes"].tolist(), strict=True)
             return {key: (file[f"{number}.mean"], file[f"{number}.variance"]) for number, key in enumerate(keys)}
-    except (ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except Refused as why:
+        raise CalibrationDataError(str(why), file=os.fspath(undo)) from None
+    except (OSError, *DAMAGED) as error:
+        if is_of_system(error):
             raise
         raise UsageError("is no file that --undo wrote", file=os.fspath(undo)) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import NotEquivalentError, UsageError, quoted
+from bnfold.mapped import Refused, open_regular
 from bnfold.model_file import load
 from bnfold.verify.compare import verify
 from bnfold.verify.comparison import Comparison
@@ -20,6 +21,8 @@ from bnfold.verify.comparison import Comparison
 FORMAT = "bnfold certificate"
 VERSION = 1
 BLOCK = 1 << 20
+# Bytes of a certificate, at most: one of 10,000 segments has 1 MB.
+LONGEST = 64 << 20
 
 
 def certificate(
@@ -94,8 +97,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     trouble = UsageError("is no certificate of bnfold verify", file=os.fspath(path))
     try:
-        known = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
+        with open_regular(path) as file:
+            known = json.loads(file.read(LONGEST).decode("utf-8"))
+    except Refused as why:
+        raise UsageError(str(why), file=os.fspath(path)) from None
+    except (ValueError, RecursionError):
         raise trouble from None
     if not isinstance(known, dict) or known.get("format") != FORMAT:
         raise trouble

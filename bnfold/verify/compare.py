@@ -22,7 +22,7 @@ from bnfold.verify.examine import Batches, Examination, examine
 from bnfold.verify.inputs import Samples, drawn
 from bnfold.verify.large import Model
 from bnfold.verify.prepare import prepare
-from bnfold.verify.runtime import CannotRun, demand_providers, optimised_by_runtime
+from bnfold.verify.runtime import CannotRun, demand_providers, onnxruntime_module, optimised_by_runtime
 from bnfold.verify.segments import Segment
 from bnfold.verify.sides import Side
 from bnfold.verify.signature import compare_signatures, pinned
@@ -102,7 +102,7 @@ def compare_models(
         reason = f"{quoted(name)} is larger than 2 GiB, too large to be run in float64"
         return replace(result, verdict=comparison.UNKNOWN, reason=reason)
     except CannotRun as why:
-        raise UsageError(str(why), file=b.path) from None
+        return replace(result, verdict=comparison.UNKNOWN, reason=str(why))
     result = _by_signature(left.proto, right.proto, settings)
     if result.verdict == comparison.DIFFERENT:
         return result
@@ -126,9 +126,9 @@ def _by_signature(a: ModelProto, b: ModelProto, settings: Settings) -> Compariso
 def _versions() -> dict[str, str]:
     import numpy
     import onnx
-    import onnxruntime
 
-    return {"bnfold": __version__} | {module.__name__: module.__version__ for module in (onnx, onnxruntime, numpy)}
+    modules = (onnx, onnxruntime_module(), numpy)
+    return {"bnfold": __version__} | {module.__name__: module.__version__ for module in modules}
 
 
 def _prepared(model: LoadedModel) -> Model:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ import numpy as np
 from onnx import ModelProto
 
 from bnfold.constants import Array
-from bnfold.errors import UsageError, quoted
+from bnfold.errors import CalibrationDataError, quoted
 from bnfold.inspection import Port
+from bnfold.mapped import Refused, open_regular
+from bnfold.recalibrate.data_files import DAMAGED, header_of, is_of_system
 from bnfold.verify.inputs import Samples, ports
 from bnfold.verify.large import Model
 from bnfold.verify.runtime import Feeds
@@ -30,7 +32,7 @@ def from_file(model: Model | ModelProto, path: str | os.PathLike[str]) -> Sample
     An input whose first dimension is fixed to n is fed n rows at a time, others some. All batches have the same shape:
     the last one reaches back over rows of the one before it.
 
-    Raises: UsageError if it isn't such a file, or doesn't fit the model.
+    Raises: CalibrationDataError if it isn't such a file, or doesn't fit the model.
     """
     shown = os.fspath(path)
     with _reading(shown):
@@ -42,14 +44,16 @@ def from_file(model: Model | ModelProto, path: str | os.PathLike[str]) -> Sample
         _check(port, members, shown)
     counts = {members[port.name].shape[0] for port in inputs}
     if len(counts) != 1 or 0 in counts:
-        raise UsageError("its arrays have no, or not the same number of, samples along the first axis", file=shown)
+        what = "its arrays have no, or not the same number of, samples along the first axis"
+        raise CalibrationDataError(what, file=shown)
     count = counts.pop()
     sizes = {port.shape[0] for port in inputs if port.shape and isinstance(port.shape[0], int) and port.shape[0] > 0}
     step = min(sizes) if sizes else min(CHUNK, count)
     if count < step:
-        raise UsageError(f"has {count} samples; the model takes {step} at a time", file=shown)
-    starts = [*range(0, count - step, step), count - step]
-    return Samples(Rows([members[port.name] for port in inputs], [p.name for p in inputs], starts, step, shown),
+        raise CalibrationDataError(f"has {count} samples; the model takes {step} at a time", file=shown)
+    numbers = range(-(-count // step))  # not a list: a file can claim any count
+    arrays = [members[port.name] for port in inputs]
+    return Samples(Rows(arrays, [port.name for port in inputs], numbers, step, count - step, shown),
                    f"{count} samples of {shown}, {step} at a time")  # fmt: skip
 
 
@@ -67,9 +71,10 @@ class Member:
         """Some rows; the file is read from there on, which is cheap in ascending order."""
         if self.by_columns:  # Fortran's order: a row is all over the file
             self.file.seek(self.start)
-            whole = np.frombuffer(self.file.read(), self.dtype).reshape(self.shape, order="F")
+            content = self.file.read(self.dtype.itemsize * math.prod(self.shape))
+            whole = np.frombuffer(content, self.dtype).reshape(self.shape, order="F")
             return np.ascontiguousarray(whole[start : start + count])
-        row = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        row = self.dtype.itemsize * math.prod(self.shape[1:])
         self.file.seek(self.start + start * row)
         content = self.file.read(count * row)
         if len(content) < count * row:
@@ -80,11 +85,14 @@ class Member:
 class Rows(Sequence[Feeds]):
     """Batches that are read when they are asked for."""
 
-    def __init__(self, members: list[Member], names: list[str], starts: list[int], step: int, file: str) -> None:
-        self._members, self._names, self._starts, self._step, self._file = members, names, starts, step, file
+    def __init__(
+        self, members: list[Member], names: list[str], numbers: range, step: int, last: int, file: str
+    ) -> None:
+        self._members, self._names, self._numbers = members, names, numbers
+        self._step, self._last, self._file = step, last, file
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> Feeds: ...
@@ -92,8 +100,8 @@ class Rows(Sequence[Feeds]):
     def __getitem__(self, index: slice) -> Rows: ...
     def __getitem__(self, index: int | slice) -> Feeds | Rows:
         if isinstance(index, slice):
-            return Rows(self._members, self._names, self._starts[index], self._step, self._file)
-        start = self._starts[index]
+            return Rows(self._members, self._names, self._numbers[index], self._step, self._last, self._file)
+        start = min(self._numbers[index] * self._step, self._last)
         with _reading(self._file):
             rows = [member.rows(start, self._step) for member in self._members]
         return dict(zip(self._names, rows, strict=True))
@@ -104,38 +112,46 @@ def _reading(file: str) -> Iterator[None]:
     """What numpy and zipfile raise of a damaged file, in a line; what the system raises stays as it is."""
     try:
         yield
-    except (ValueError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except (OSError, *DAMAGED) as error:
+        if is_of_system(error):
             raise
-        raise UsageError("is no .npz file of plain arrays, or a damaged one", file=file) from None
+        raise CalibrationDataError("is no .npz file of plain arrays, or a damaged one", file=file) from None
 
 
 def _members(path: str | os.PathLike[str]) -> dict[str, Member]:
-    with open(path, "rb") as start:
+    with _regular(path) as start:
         if start.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
-            raise UsageError("is one array; an .npz with an array for each input is needed", file=os.fspath(path))
+            what = "is one array; an .npz with an array for each input is needed"
+            raise CalibrationDataError(what, file=os.fspath(path))
     archive = zipfile.ZipFile(path)
     found = {}
     for name in archive.namelist():
         file = archive.open(name)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError("pickled")
-        found[name.removesuffix(".npy")] = Member(file, file.tell(), shape, dtype, by_columns and len(shape) > 1)
+        shape, order, dtype = header_of(file)
+        if min(shape, default=0) < 0:
+            raise ValueError("a size below 0")
+        found[name.removesuffix(".npy")] = Member(file, file.tell(), shape, dtype, order == "F" and len(shape) > 1)
     return found
+
+
+def _regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    try:
+        return open_regular(path)
+    except Refused as why:
+        raise CalibrationDataError(str(why), file=os.fspath(path)) from None
 
 
 def _check(port: Port, members: Mapping[str, Member], file: str) -> None:
     member = members.get(port.name)
     if member is None:
         names = ", ".join(map(quoted, members)) or "none"
-        raise UsageError(f"has no array for input {quoted(port.name)}; its arrays are {names}", file=file)
+        raise CalibrationDataError(f"has no array for input {quoted(port.name)}; its arrays are {names}", file=file)
     if member.dtype.name != port.type:
-        raise UsageError(f"array {quoted(port.name)} is {member.dtype.name}; the input is {port.type}", file=file)
+        what = f"array {quoted(port.name)} is {member.dtype.name}; the input is {port.type}"
+        raise CalibrationDataError(what, file=file)
     if not member.shape:
-        raise UsageError(f"array {quoted(port.name)} is one number; samples go along the first axis", file=file)
+        what = f"array {quoted(port.name)} is one number; samples go along the first axis"
+        raise CalibrationDataError(what, file=file)
     fits = port.shape is None or (
         len(port.shape) == len(member.shape)
         and all(
@@ -145,4 +161,4 @@ def _check(port: Port, members: Mapping[str, Member], file: str) -> None:
     if not fits:
         wanted = ", ".join("?" if size is None else str(size) for size in port.shape or ())
         given = ", ".join(map(str, member.shape))
-        raise UsageError(f"array {quoted(port.name)} is [{given}]; the input is [{wanted}]", file=file)
+        raise CalibrationDataError(f"array {quoted(port.name)} is [{given}]; the input is [{wanted}]", file=file)

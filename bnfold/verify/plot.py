@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 
+from bnfold.atomic import write_file
 from bnfold.errors import OutputError, UsageError
 from bnfold.verify import criterion
 from bnfold.verify.comparison import Comparison
@@ -46,10 +48,12 @@ def plot(found: Comparison, path: str | os.PathLike[str], title: str) -> None:
             axes.annotate(_plain(found.first.value), (place, height), fontsize=8, ha=side, va="bottom")
     axes.set(yscale="log", ylim=(LOWEST / 2, HIGHEST * 2), xlabel="segment, in the order of B's nodes",
              ylabel="r, × A's own rounding noise", title=_plain(f"{title}: {found.verdict}"))  # fmt: skip
+    kind, buffer = os.path.splitext(os.fspath(path))[1][1:].lower() or "png", io.BytesIO()
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(buffer, dpi=120, format=kind)
     except ValueError as error:
         raise OutputError(f"can't be written: {error}", file=os.fspath(path)) from None
+    write_file(path, buffer.getbuffer(), overwrite=True)
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,8 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from bnfold.constants import Array, finfo
 from bnfold.model_file import LoadedModel
 from bnfold.verify.large import LARGE, PLAIN, Model, opened, reference
-from bnfold.verify.runtime import CUT, CannotRun, Runner, bodies, cut_model, element_types, reads
+from bnfold.verify.room import demand_room
+from bnfold.verify.runtime import CUT, CannotRun, Runner, bodies, cut_model, element_types, first_line, reads
 
 # Distance of 1 to the next number.
 ULP: dict[int, float] = {
@@ -47,14 +48,20 @@ RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLik
 def prepare(model: LoadedModel) -> Model:
     """A copy with local functions inlined and constants computed; initializers are no inputs any more.
 
-    Raises: ExternalDataError if tensors are out of reach.
+    Raises:
+        ExternalDataError: tensors are out of reach.
+        CannotRun: its functions can't be inlined, or it would take more memory than there is.
     """
     found = opened(model)
     proto = found.proto
+    demand_room(proto)
     if proto.functions:
         import onnx.inliner
 
-        proto = onnx.inliner.inline_local_functions(proto)
+        try:
+            proto = onnx.inliner.inline_local_functions(proto)
+        except Exception as error:  # onnx's own, of its C++ code
+            raise CannotRun(f"its functions can't be inlined: {first_line(error)}") from error
     constant = {tensor.name for tensor in proto.graph.initializer}
     inputs = [info for info in proto.graph.input if info.name not in constant]
     del proto.graph.input[:]

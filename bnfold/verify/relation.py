@@ -28,6 +28,7 @@ from bnfold.fold.union_find import Floats
 from bnfold.model_file import LoadedModel, to_proto
 from bnfold.verify.large import parted
 from bnfold.verify.noise import moved, own_errors
+from bnfold.verify.room import demand_room
 from bnfold.verify.runtime import CannotRun, Runner, reads, static_shapes
 
 # Largest r of a right fold.  Comparing native runs per tensor and channel, 218 right pairs of 15 models stayed
@@ -186,6 +187,7 @@ def _shared_values(before: ModelProto, after: ModelProto, plan: Plan) -> list[st
 
 def _first_run(model: ModelProto) -> tuple[dict[str, Array], dict[str, Array]]:
     """Random inputs that the original runs on, and its outputs."""
+    demand_room(parted(model).proto)
     runner = Runner(model)
     trouble: CannotRun | None = None
     for sizes in SIZES:

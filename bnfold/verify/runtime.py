@@ -6,6 +6,8 @@ as part of the file.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -24,6 +26,9 @@ Feeds = dict[str, Array]
 PROVIDERS = {
     "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
 }  # fmt: skip
+
+# What turns ONNX Runtime's telemetry off.
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 # A value fed into a cut goes by this name and its own.
 CUT = "bnfold cut: "
@@ -129,9 +134,28 @@ def _as_inputs(graph: GraphProto, names: Container[str]) -> None:
         graph.initializer.extend(kept)
 
 
-def _session(model: ModelProto | str, beside: Mapping[str, Array], provider: str, optimized: bool) -> Any:
+def onnxruntime_module() -> Any:
+    """onnxruntime, without its telemetry: that opens a database in the user's home and a connection to its maker.
+
+    It is asked once, when it is imported; a user who has set the variable, or imported it before, has decided.
+    (Official builds from 1.31 on: Privacy.md beside it.)
+
+    Raises: ImportError.
+    """
+    mine = TELEMETRY not in os.environ and "onnxruntime" not in sys.modules
+    if mine:
+        os.environ[TELEMETRY] = "1"
     try:
         import onnxruntime
+    finally:
+        if mine:
+            del os.environ[TELEMETRY]
+    return onnxruntime
+
+
+def _session(model: ModelProto | str, beside: Mapping[str, Array], provider: str, optimized: bool) -> Any:
+    try:
+        onnxruntime = onnxruntime_module()
     except ImportError as error:
         raise CannotRun(f"ONNX Runtime can't be imported: {first_line(error)}") from error
 
@@ -159,7 +183,7 @@ def _session(model: ModelProto | str, beside: Mapping[str, Array], provider: str
 def available_providers() -> list[str]:
     """Those of `PROVIDERS` that the installed ONNX Runtime has."""
     try:
-        import onnxruntime
+        onnxruntime = onnxruntime_module()
     except ImportError:
         return []
     present = onnxruntime.get_available_providers()
@@ -184,8 +208,7 @@ def optimised_by_runtime(model: ModelProto) -> ModelProto:
     import tempfile
     from pathlib import Path
 
-    import onnxruntime
-
+    onnxruntime = onnxruntime_module()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 4
@@ -361,7 +384,7 @@ def static_shapes(model: Model, feeds: Mapping[str, Any]) -> dict[str, tuple[int
             del info.type.tensor_type.shape.dim[:]
             for size in feeds[info.name].shape:
                 info.type.tensor_type.shape.dim.add().dim_value = size
-    copy = infer_shapes(copy)
+    copy = infer_shapes(copy)  # the rest comes from a run
     found = {}
     for info in (*copy.graph.input, *copy.graph.value_info, *copy.graph.output):
         tensor = info.type.tensor_type

@@ -177,7 +177,7 @@ def _keeps_shape(ties: Ties, x: Value, node: Node, constant: Array) -> bool:
 
 
 def read_chain(ties: Ties, value: Value, rank: int, shape: tuple[int, ...] | None) -> Affine | None:
-    """The longest chain of offered affine ops that starts at a value which nobody else reads.
+    """The longest chain of offered affine ops, finite as a whole, that starts at a value which nobody else reads.
 
     Args:
         ties: the scope's ties.
@@ -198,14 +198,17 @@ def read_chain(ties: Ties, value: Value, rank: int, shape: tuple[int, ...] | Non
         found = read_affine(ties, node, rank if node.op == "BatchNormalization" and rank > 1 else None)
         if found is None or (shape is not None and not _within(found[1], shape)):
             break
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale, shift = found[1] * a, found[1] * b + found[2]
+        if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+            break
+        a, b = scale, shift
         nodes.append(node)
         steps.append((found[1], found[2]))
-        with np.errstate(over="ignore", invalid="ignore"):
-            a, b = found[1] * a, found[1] * b + found[2]
         target = node.output()
         assert target is not None
         value = target
-    if not nodes or not (np.isfinite(a).all() and np.isfinite(b).all()):
+    if not nodes:
         return None
     return Affine(tuple(nodes), source, value, a, b, tuple(steps))
 

@@ -258,7 +258,7 @@ class Op:
         for attribute in self.proto.attribute:
             if attribute.name == name:
                 value = helper.get_attribute_value(attribute)
-                return value.decode() if isinstance(value, bytes) else value
+                return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         return float(np.float32(default)) if isinstance(default, float) else default
 
     def number(self, name: str, default: float) -> float:

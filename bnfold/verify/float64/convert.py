@@ -60,6 +60,8 @@ FLOAT_INPUTS = {"OneHot": 2, "DequantizeLinear": 1}
 WIDE = FLOATS | {TensorProto.DOUBLE}
 # Tensors above this are no constants that a declaration looks into, and shape inference doesn't need them.
 SMALL = 4096
+# What a declaration runs into where a node isn't what its op takes: a weight of rank 1, a stride of 0.
+MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,9 @@ class _Conversion:
             start = len(builder.nodes)
             try:
                 self._node(builder, node)
-            except Unsupported as error:
+            except (Unsupported, *MALFORMED) as error:
                 if not main:
-                    raise
+                    raise Unsupported(str(error)) from error
                 builder.forget(start)
                 self.unsupported.update({name: f"{node.op_type}: {error}" for name in node.output if name})
         result = GraphProto(name=graph.name)
