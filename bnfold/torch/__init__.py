@@ -9,6 +9,11 @@
 Needs torch: pip install bnfold[torch]. What it computes, and how: docs/torch.md.
 """
 
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    raise ImportError("bnfold.torch needs torch: pip install bnfold[torch]")
+
 from bnfold.torch.module import OnnxModule, to_module
 from bnfold.torch.write_back import write_back
 

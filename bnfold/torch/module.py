@@ -14,7 +14,8 @@ from bnfold.graph import Graph
 from bnfold.model_file import LoadedModel
 from bnfold.shapes import Shapes
 from bnfold.torch import ops  # noqa: F401 (fills the table)
-from bnfold.torch.program import Compiled, Parts, Shared, compile_main, demand_known, state_content
+from bnfold.torch.compiled import Compiled
+from bnfold.torch.program import Parts, Shared, compile_main, demand_known, state_content
 from bnfold.torch.state import Choice, State, find_state
 from bnfold.torch.types import DTYPES, MOVABLE
 

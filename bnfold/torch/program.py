@@ -12,19 +12,15 @@ their inputs. Local functions are inlined, and so are operators that the table l
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from itertools import count
 from operator import getitem
-from types import ModuleType
 from typing import Any
 
 import onnx
 import torch
 import torch.fx
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, FunctionProto, TensorProto, helper
 from torch.fx import Node as Step
 
 from bnfold.errors import ModelError, quoted
@@ -32,6 +28,8 @@ from bnfold.graph import Graph, Node, Scope, Value
 from bnfold.shapes import Shapes
 from bnfold.torch import sizes
 from bnfold.torch.batch_norm import EPSILON, conv_norm
+from bnfold.torch.compiled import Compiled, bind, to_list, to_number, to_numbers, to_tensor, to_typed
+from bnfold.torch.definitions import by_definition, definition, domain_and_name
 from bnfold.torch.ops import linear, table
 from bnfold.torch.state import State, StateTensor, outermost, stored_tensor
 from bnfold.torch.types import DTYPES, MOVABLE, as_tensor
@@ -48,39 +46,6 @@ MAX_ELEMENTS = 1 << 24
 MAX_SIZES = 64
 
 
-# ------------------------------------------------------------------------------------- helpers that programs call
-def to_tensor(value: Any, like: torch.Tensor) -> torch.Tensor:
-    """Sizes as a tensor."""
-    first = value[0] if isinstance(value, list) and value else value
-    dtype = like.dtype if isinstance(first, float) else torch.int64 if value == [] else None
-    return torch.tensor(value, dtype=dtype, device=like.device)
-
-
-def to_typed(value: Any, dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
-    """Sizes as a tensor of the type that the model's output is declared with."""
-    return torch.tensor(value, dtype=dtype, device=like.device)
-
-
-def to_list(tensor: torch.Tensor) -> Any:
-    """The content of a tensor that a shape or axes are taken from: it has to be waited for."""
-    return tensor.reshape(-1).tolist()
-
-
-def to_number(tensor: torch.Tensor) -> Any:
-    """The only element of a tensor, for Python to decide by."""
-    return tensor.item()
-
-
-def to_numbers(tensor: torch.Tensor) -> Any:
-    """A number, or the list of them."""
-    return tensor.tolist()
-
-
-def bind(body: torch.nn.Module, captured: Sequence[Any]) -> Callable[..., list[Any]]:
-    """A body as a function of its own inputs."""
-    return lambda *inputs: body(*inputs, *captured)
-
-
 # --------------------------------------------------------------------------------------------------- compiling
 @dataclass
 class Parts:
@@ -95,40 +60,6 @@ class Parts:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     bodies: dict[str, torch.nn.Module] = field(default_factory=dict)
     like: dict[torch.dtype, str] = field(default_factory=dict)
-
-
-class Compiled(torch.nn.Module):
-    """A module whose forward is generated source."""
-
-    _numbers = count()
-
-    def __init__(self, graph: torch.fx.Graph) -> None:
-        super().__init__()
-        code = graph.python_code(root_module="self")
-        self.code: str = code.src
-        # Modules among them by their names, since the program has to be copied and pickled.
-        self._imports = {name: one.__name__ for name, one in code.globals.items() if isinstance(one, ModuleType)}
-        self._globals = {name: one for name, one in code.globals.items() if name not in self._imports}
-        self._bring_to_life()
-
-    def _bring_to_life(self) -> None:
-        filename = f"<bnfold.torch program {next(self._numbers)}>"
-        linecache.cache[filename] = (len(self.code), None, self.code.splitlines(keepends=True), filename)
-        names = self._globals | {name: import_module(module) for name, module in self._imports.items()}
-        exec(compile(self.code, filename, "exec"), names)
-        self._run = names["forward"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Generated functions can't be pickled; their source and what it refers to can."""
-        return {name: value for name, value in self.__dict__.items() if name != "_run"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._bring_to_life()
-
-    def forward(self, *inputs: Any) -> Any:
-        """Run the program."""
-        return self._run(self, *inputs)
 
 
 @dataclass
@@ -292,14 +223,14 @@ class Builder:
         if node.op == "Identity":
             state = self.shared.state.of_value.get(node.outputs[0]) if node.outputs[0] is not None else None
             return [args[0] if state is None else self.path(state.key)]
-        function = self.shared.functions.get((*_domain_and_name(node), node.proto.overload))
+        function = self.shared.functions.get((*domain_and_name(node), node.proto.overload))
         if function is not None:
             return self._inline(function, args, attributes, node)
         if (result := self._sizes(node, args, attributes, outputs)) is not None:
             return result
-        row = table.find(*_domain_and_name(node), node.opset)
+        row = table.find(*domain_and_name(node), node.opset)
         if row is None:
-            return self._inline(_by_definition(node, self.shared.shapes, attributes), args, attributes, node)
+            return self._inline(by_definition(node, self.shared.shapes, attributes), args, attributes, node)
         return self._call(row, node, frame, args, attributes, outputs)
 
     def _read(self, frame: Frame, node: Node, index: int, value: Value) -> Arg:
@@ -477,10 +408,6 @@ def _leaves(args: Any) -> Iterator[Arg]:
             yield arg
 
 
-def _domain_and_name(node: Node) -> tuple[str, str]:
-    return "" if node.proto.domain == "ai.onnx" else node.proto.domain, node.proto.op_type
-
-
 def _attributes(node: Node, given: dict[str, AttributeProto]) -> Iterator[tuple[str, AttributeProto]]:
     """A node's attributes, those that refer to the function's own resolved."""
     for attribute in node.proto.attribute:
@@ -511,53 +438,13 @@ def _content(weights: Weights, tensor: TensorProto) -> torch.Tensor:
     return as_tensor(weights.read(tensor))
 
 
-# ---------------------------------------------------------------------------------------- operators by definition
-def _by_definition(node: Node, shapes: Shapes, attributes: dict[str, AttributeProto]) -> Scope:
-    """An operator that ONNX itself defines by others, as a function."""
-    function = definition(node, shapes, list(attributes.values()))
-    assert function is not None
-    model = ModelProto(functions=[function])
-    known = {one.domain for one in function.opset_import}
-    missing = [helper.make_opsetid(name, version) for name, version in node.scope.opsets.items() if name not in known]
-    model.functions[0].opset_import.extend(missing)
-    return Graph(model).scopes[1]
-
-
-def definition(node: Node, shapes: Shapes, attributes: Sequence[AttributeProto]) -> FunctionProto | None:
-    """The body by which ONNX defines an operator with these attributes, None if it has none here."""
-    domain, name = _domain_and_name(node)
-    try:
-        schema: Any = onnx.defs.get_schema(name, node.opset, domain)
-    except onnx.defs.SchemaError:
-        return None
-    if schema.has_function:
-        return schema.function_body
-    if not schema.has_context_dependent_function:
-        return None
-    types = []
-    for value in node.inputs:
-        info = onnx.TypeProto()
-        if value is not None:
-            info.tensor_type.elem_type = shapes.element_type(node.scope, value) or TensorProto.FLOAT
-        types.append(info.SerializeToString())
-    function, proto = FunctionProto(), NodeProto()
-    proto.CopyFrom(node.proto)
-    del proto.attribute[:]
-    proto.attribute.extend(attributes)
-    try:
-        function.ParseFromString(schema.get_context_dependent_function(proto.SerializeToString(), types))
-    except Exception:  # onnx raises what its C++ does
-        return None
-    return function if function.node else None
-
-
 # -------------------------------------------------------------------------------------------------- whole models
 def demand_known(shared: Shared) -> None:
     """Raises: ModelError that names every operator that can't be computed."""
     unknown: dict[str, list[Node]] = {}
     for scope in shared.graph.scopes:
         for node in scope.nodes:
-            domain, name = _domain_and_name(node)
+            domain, name = domain_and_name(node)
             if node.op in ("Constant", "Identity", "Shape", "Size", "SequenceLength"):
                 continue
             if (domain, name, node.proto.overload) in shared.functions or table.find(domain, name, node.opset):
