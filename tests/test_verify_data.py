@@ -116,6 +116,19 @@ def test_large_weights_go_beside_the_model() -> None:
     assert bnfold.verify(model, model).verdict == "equal"
 
 
+@pytest.mark.parametrize("width", [4, 256])
+def test_a_weight_may_be_an_output(width: int) -> None:
+    size = f"float[{width}, {width}]"
+    model = parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]> g (float[N, {width}] x) => (float[N, {width}] y, {size} w)
+        {{ two = Constant <value_float = 2.0> ()  h = MatMul (x, w)  y = Mul (h, two) }}"""
+    )
+    weight = np.random.default_rng(0).standard_normal((width, width)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    found = bnfold.verify(model, model)
+    assert found.verdict == "equal", found.reason
+
+
 def test_weights_in_a_data_file_stay_there(tmp_path: Path) -> None:
     path = saved_with_data_file(tmp_path)
     model = prepare(load(path))

@@ -115,7 +115,7 @@ def _settled(model: Model) -> Model:
         copies.append(onnx.helper.make_node("Identity", [tensor.name], [name]))
     del graph.node[:]
     graph.node.extend(copies)
-    used = set().union(*map(reads, copies))
+    used = set().union(*map(reads, copies)) | shown
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

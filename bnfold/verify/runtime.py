@@ -78,10 +78,10 @@ class Runner:
         Raises: CannotRun.
         """
         try:
-            given = {name: feeds[name] for name in self.inputs if name in feeds}
+            given = {name: feeds[name] for name in self.inputs if name in feeds} | self._fed
             # An input that is an output too: some versions return memory that they free.
             made = [name for name in self.names if name not in given]
-            values = dict(zip(made, self.session.run(made, given | self._fed) if made else [], strict=True))
+            values = dict(zip(made, self.session.run(made, given) if made else [], strict=True))
             return {name: given[name] if name in given else values[name] for name in self.names}
         except Exception as error:
             raise CannotRun(f"ONNX Runtime can't run it: {first_line(error)}") from error
