@@ -64,7 +64,7 @@ def _affine_entry(plan: Plan, edit: AffineEdit, node: Node, takers: dict[tuple[s
     route = "backward" if all(target) else "forward" if all(source) else "both ways"
     into: dict[str, None] = {}
     for value in (edit.op.source, edit.op.target):
-        for key in class_keys(plan.ties, plan.ties.of(value)):
+        for key in sorted(class_keys(plan.ties, plan.ties.of(value))):  # a set's own order differs from run to run
             into.update(dict.fromkeys(takers.get(key, ())))
     if not left:
         return _entry(plan, node, "folded", route, tuple(into))
