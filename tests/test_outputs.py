@@ -21,7 +21,8 @@ INPUT = "is an input of this very command; choose another name"
 TWICE = "is to be written twice, as two outputs; choose another name"
 
 ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "the way back is the model": (("recalibrate", "m.onnx", *CALIB, "--undo", "m.onnx", "--force"), f"m.onnx: {INPUT}"),
+    "the way back is the model": (
+        ("recalibrate", "m.onnx", *CALIB, "--undo", "m.onnx", "--force"), "--undo is the model itself"),
     "the way back is the data": (("recalibrate", "m.onnx", *CALIB, "--undo", "d.npz", "--force"), f"d.npz: {INPUT}"),
     "the way back is a link to the data": (
         ("recalibrate", "m.onnx", *CALIB, "--undo", "link.npz", "--force"), f"link.npz: {INPUT}"),
