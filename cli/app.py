@@ -18,7 +18,7 @@ from . import options
 
 Job = Callable[[], int | None]
 
-ABOUT = """Fold inference BatchNorm out of ONNX models, without changing what they compute, and prove it."""
+ABOUT = """BatchNorm in ONNX models: fold it away and prove it, measure its statistics anew, put it in."""
 
 EXAMPLES = """\b
 Examples:
@@ -168,7 +168,7 @@ def inspect(
     no_merge: Annotated[bool, typer.Option("--no-merge", help="As for fold: parallel branches stay.")] = False,
     json: Json = False,
 ) -> Job:
-    """Show every BatchNorm of a model: neighbours, statistics, and what a fold would do with it."""
+    """Show every BatchNorm, and what a fold would do with it."""
     from .inspect import run
 
     return partial(run, model, keep_overridable=keep_overridable, no_merge=no_merge, json=json)
@@ -200,7 +200,7 @@ def verify(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing: the exit code tells.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="The r of every segment.")] = False,
 ) -> Job:
-    """Tell whether two models compute the same, and where they part."""
+    """Tell whether two models compute the same, or where not."""
     from .verify import run
 
     return partial(
@@ -250,7 +250,7 @@ def recalibrate(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Every BatchNorm, and how far it is.")] = False,
 ) -> Job:
-    """Measure the mean and variance of every BatchNorm anew, on your data."""
+    """Measure every BatchNorm's statistics anew, on your data."""
     from .recalibrate import Request, run
 
     request = Request(
@@ -296,7 +296,7 @@ def insert(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Every BatchNorm, every layer without.")] = False,
 ) -> Job:
-    """Give a model BatchNorm behind its linear layers, without changing what it computes."""
+    """Give a model BatchNorm without changing its function."""
     from .insert import Request, run
 
     request = Request(
