@@ -26,6 +26,7 @@ WINDOWS = frozenset(
 )
 # Elements of a vector whose contents are followed; those of shapes have a handful.
 LONGEST_VECTOR = 1 << 16
+PADDED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})  # those whose attributes tell
 HIDDEN = "HiddenSlice"  # no op of ONNX: inference passes it by
 UNKNOWN = -1  # all bits: windows inside of bodies and functions, whose sizes nobody tells
 
@@ -88,7 +89,7 @@ def _doubtful(model: ModelProto) -> tuple[list[_Window], list[_Slice]]:
     inner = [*_inside(model.graph.node), *(node for f in model.functions for node in (*f.node, *_inside(f.node)))]
     if not any(node.op_type == "Slice" for node in (*model.graph.node, *inner)):
         return windows, slices
-    unknown = any(node.op_type in WINDOWS for node in inner)
+    unknown = any(_may_turn_negative(node) for node in inner)
     reached: dict[str, tuple[int, int]] = {}  # bits of the windows and of the Slices above a value
     for node in model.graph.node:
         pairs = [reached[name] for name in node.input if name in reached]
@@ -100,7 +101,7 @@ def _doubtful(model: ModelProto) -> tuple[list[_Window], list[_Slice]]:
         if node.op_type == "Slice" and seen:
             slices.append(_Slice(node, 1 << len(slices), seen))
             cut |= slices[-1].bit
-        elif node.op_type in WINDOWS and node.output:
+        elif _may_turn_negative(node) and node.output:
             windows.append(_Window(node.output[0], cut))
             seen |= 1 << (len(windows) - 1)
         if seen:
@@ -110,6 +111,27 @@ def _doubtful(model: ModelProto) -> tuple[list[_Window], list[_Slice]]:
         if node.op_type == "Slice":
             slices.append(_Slice(node, 1 << len(slices), everything))
     return windows, slices
+
+
+def _may_turn_negative(node: NodeProto) -> bool:
+    """Whether a size of its output may be below 0 where that of its input is not.
+
+    size' = (size + pads - dilation (kernel - 1) - 1) / stride + 1, rounded down or up: with as much padding as the
+    kernel reaches beyond its first tap it is not. Most windows are so, and a hidden Slice costs a pass of inference.
+    """
+    if node.op_type not in WINDOWS:
+        return False
+    found = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type not in PADDED or "kernel_shape" not in found:
+        return True
+    kernel = list(found["kernel_shape"].ints)
+    step = list(found["dilations"].ints) if "dilations" in found else [1] * len(kernel)
+    pads = list(found["pads"].ints) if "pads" in found else [0] * (2 * len(kernel))
+    told = "auto_pad" not in found or found["auto_pad"].s == b"NOTSET"
+    if not told or len(step) != len(kernel) or len(pads) != 2 * len(kernel):
+        return True
+    reach = (d * (k - 1) for d, k in zip(step, kernel, strict=True))
+    return any(low + high < far for low, high, far in zip(pads, pads[len(kernel) :], reach, strict=False))
 
 
 def _inside(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

@@ -29,6 +29,10 @@ MODELS = {
     "slices-in-a-row": f"h = {POOL} (x) s = Slice (h, b, e, a) r = Slice (s, b, e, a) y = Slice (r, b, e, a)",
     "slice-in-a-body": f"h = {POOL} (x) y {BODY.format(CUT, 'Slice (h, r, s, s)')}",
     "slice-below-a-body": f"h = {POOL} (x) i {BODY.format('', 'Relu (h)')} y = Slice (i, b, e, a)",
+    "padded-too-little": "h = MaxPool <kernel_shape = [4,4], pads = [1,0,0,0]> (x) y = Slice (h, b, e, a)",
+    "one-short-twice": "h = MaxPool <kernel_shape = [3,3], pads = [1,0,0,0]> (x) "
+    "i = MaxPool <kernel_shape = [3,3], pads = [1,0,0,0]> (h) y = Slice (i, b, e, a)",
+    "dilated": "h = MaxPool <kernel_shape = [3,3], dilations = [2,1], pads = [1,1,1,1]> (x) y = Slice (h, b, e, a)",
     "negative-pad": "h = Pad (x, m) y = Slice (h, b, e, a)",
 }  # fmt: skip
 NEVER = {
@@ -89,3 +93,20 @@ def test_a_window_inside_of_a_body_hides_what_is_below() -> None:
     inferred = infer_shapes(given)
     assert [node.op_type for node in given.graph.node] == ["If", "Slice"]
     assert [node.op_type for node in inferred.graph.node] == ["If", HIDDEN]
+
+
+def test_windows_that_are_padded_enough_cost_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a ShuffleNet: each Slice that is hidden would be shown in a pass of its own."""
+    pool = "MaxPool <kernel_shape = [3,3], dilations = [2,1], pads = [2,1,2,1], strides = [2,1]>"
+    blocks = "".join(f"h{i} = {pool} (s{i}) s{i + 1} = Slice (h{i}, b, e, a) " for i in range(5))
+    given = parse_model(f"{HEAD.format(size='N')} {SETTINGS} {{ s0 = Relu (x) {blocks} y = Relu (s5) }}")
+    passes = []
+    plain = onnx.shape_inference.infer_shapes
+
+    def counted(*arguments: object, **options: object) -> ModelProto:
+        passes.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
+    infer_shapes(given)
+    assert len(passes) == 1
