@@ -30,8 +30,8 @@ MODELS = {
     "slice-in-a-body": f"h = {POOL} (x) y {BODY.format(CUT, 'Slice (h, r, s, s)')}",
     "slice-below-a-body": f"h = {POOL} (x) i {BODY.format('', 'Relu (h)')} y = Slice (i, b, e, a)",
     "padded-too-little": "h = MaxPool <kernel_shape = [4,4], pads = [1,0,0,0]> (x) y = Slice (h, b, e, a)",
-    "one-short-twice": "h = MaxPool <kernel_shape = [3,3], pads = [1,0,0,0]> (x) "
-    "i = MaxPool <kernel_shape = [3,3], pads = [1,0,0,0]> (h) y = Slice (i, b, e, a)",
+    "one-short-twice": "h = MaxPool <kernel_shape = [3,3], pads = [1,1,0,1]> (x) "
+    "i = MaxPool <kernel_shape = [3,3], pads = [1,1,0,1]> (h) y = Slice (i, b, e, a)",
     "dilated": "h = MaxPool <kernel_shape = [3,3], dilations = [2,1], pads = [1,1,1,1]> (x) y = Slice (h, b, e, a)",
     "negative-pad": "h = Pad (x, m) y = Slice (h, b, e, a)",
 }  # fmt: skip
