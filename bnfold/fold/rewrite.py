@@ -35,7 +35,7 @@ class Rewritten:
     edit: LinearEdit | AffineEdit
     role: str  # weight, bias, constant, scale, mean …
     source: Array | None  # the old weight
-    noise: Any  # rounding noise of the rows' outputs that the weights are not to be blamed for
+    noise: Any  # of a weight: rounding noise of the rows' outputs from elsewhere; of a bias: what tells its own
     bias: Array | None = None  # the old bias, of a bias
 
 
@@ -154,7 +154,7 @@ def _bias_request(plan: Plan, edit: LinearEdit, weight: Array) -> _Request:
     return _Request(
         node, -1 if linear.bias_input is None else linear.bias_input, edit, "bias", value, content.tobytes(),
         content.shape, content, dtype, value.name if value is not None else wanted, weight,
-        _bias_noise(edit, weight, dtype), bias,
+        partial(_bias_noise, edit, weight, dtype), bias,
     )  # fmt: skip
 
 

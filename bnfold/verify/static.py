@@ -108,7 +108,7 @@ def _check_bias(item: Rewritten, weights: Weights) -> float:
     """Compare a stored bias with the exact one; returns the worst deviation in ulps."""
     stored = weights.read(item.tensor)
     exact, size = (np.reshape(values, stored.shape) for values in _exact_bias(item))  # an Add's has axes of size 1
-    return _worst_ulp(stored, exact, lambda: item.noise, item, CANCELLED * size)
+    return _worst_ulp(stored, exact, item.noise, item, CANCELLED * size)
 
 
 def _exact_bias(item: Rewritten) -> tuple[Floats, Floats]:
