@@ -98,14 +98,15 @@ def scatter(op: Op) -> Term:
     return op.input(0).op("ScatterElements", op.input(1), op.input(2), axis=op.attribute("axis", 0))
 
 
-@lifts("BatchNormalization", before=14)  # in training mode if it has more outputs than one
+@lifts("BatchNormalization", before=14)  # in training mode, for ONNX Runtime too, if it has more outputs than one
 def batch_normalization(op: Op) -> tuple[Term, ...]:
     """Normalisation per channel."""
     if op.attribute("spatial", 1) == 0:
         raise Unsupported("BatchNormalization with spatial=0")
     inputs = [op.input(index) for index in range(5)]
     settings = {"epsilon": op.attribute("epsilon", 1e-5), "momentum": op.attribute("momentum", 0.9)}
-    return op.builder.ops("BatchNormalization", inputs, len(op.proto.output), **settings)
+    outputs = max(index + 1 for index, name in enumerate(op.proto.output) if name)
+    return op.builder.ops("BatchNormalization", inputs, outputs, **settings)
 
 
 @lifts("Scan", before=9)  # scanned batches, with other inputs
