@@ -1,6 +1,7 @@
 """Whether `bnfold.torch` computes what ONNX Runtime computes, and what a training step costs.
 
     python benchmarks/torch_bridge.py models [--files GLOB]
+    python benchmarks/torch_bridge.py truth [--files GLOB]
     python benchmarks/torch_bridge.py speed [--batch 32] [--runs 15]
     python benchmarks/torch_bridge.py frozen [--batch 32] [--runs 15]
 
@@ -8,6 +9,10 @@
 ONNX Runtime; training mode against ONNX Runtime running the same file with training_mode=1; the running statistics
 of that step; eval mode against ONNX Runtime again, after 20 steps of SGD and write-back. Exit code 1 if fewer than 40
 skeletons keep all four limits (1e-5, 1e-4, 1e-4, 1e-5).
+
+`truth`: whether it is rounding where the two differ: how far each is from the module in float64. Rounding is of one
+size on both sides; were the module to compute something else, ONNX Runtime alone would be far from it. Exit code 1 if
+two that are further apart than the limit are not within a factor of 10.
 
 `speed`: CPU seconds of a training step (forward, backward, SGD) of networks written in torch, and of the same
 networks exported to ONNX and loaded back, interleaved, one thread. Exit code 1 if a ratio is above 1.2.
@@ -166,6 +171,36 @@ def models(pattern: str | None) -> int:
     print(table(["model", *LIMITS, ""], rows))
     print(f"\n{good} of {total} skeletons keep all limits: {', '.join(f'{k} {v:g}' for k, v in LIMITS.items())}")
     return int(good < min(WANTED, total))
+
+
+# ---------------------------------------------------------------------------------------------------- truth
+def distances(model: ModelProto, training: bool) -> tuple[float, float, float]:
+    """Between ONNX Runtime and the module, ONNX Runtime and the truth, the module and the truth."""
+    feeds = drawn(model, 0).batches[0]
+    ours, truth = (to_module(model).train(training), to_module(model).double().train(training))
+    wide = {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in feeds.items()}
+    expected = run(training_form(model)[0] if training else model, feeds)
+    with torch.no_grad():
+        found, true = ([y.numpy() for y in forward(*both)] for both in ((ours, feeds), (truth, wide)))
+    theirs = [expected[name] for name in ours.output_names]
+    a, b, c = (max(map(error, *pair)) for pair in ((theirs, found), (true, theirs), (true, found)))
+    return a, b, c
+
+
+def truth(pattern: str | None) -> int:
+    rows, wrong = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        for path in files(pattern):
+            say(path.stem)
+            with ready(path, folder) as full:
+                model = onnx.load(full)
+            random = any(node.op_type == "Dropout" for node in model.graph.node)
+            for mode in ("eval",) if random else ("eval", "train"):
+                between, theirs, ours = distances(model, mode == "train")
+                rows.append([path.stem, mode, *(f"{value:.1e}" for value in (between, theirs, ours))])
+                wrong += between > LIMITS[mode] and max(theirs, ours) > 10 * min(theirs, ours)
+    print(table(["model", "mode", "apart", "ONNX Runtime from float64", "bnfold.torch from float64"], rows))
+    return int(wrong > 0)
 
 
 # ---------------------------------------------------------------------------------------------------- speed
@@ -334,16 +369,16 @@ def frozen(batch: int, runs: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    of_models = verbs.add_parser("models")
-    of_models.add_argument("--files", metavar="GLOB")
+    for verb in ("models", "truth"):
+        verbs.add_parser(verb).add_argument("--files", metavar="GLOB")
     for verb in ("speed", "frozen"):
         of_speed = verbs.add_parser(verb)
         of_speed.add_argument("--batch", type=int, default=32)
         of_speed.add_argument("--runs", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.verb == "models":
-        return models(arguments.files)
+    if arguments.verb in ("models", "truth"):
+        return {"models": models, "truth": truth}[arguments.verb](arguments.files)
     one_cpu()
     return {"speed": speed, "frozen": frozen}[arguments.verb](arguments.batch, arguments.runs)
 

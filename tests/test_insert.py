@@ -186,6 +186,36 @@ def test_fresh_statistics_are_those_of_the_new_network() -> None:
         assert (np.abs(mean - exact_mean) / np.sqrt(exact_var)).max() < 2e-5
 
 
+@pytest.mark.parametrize(
+    ("kind", "opset", "limit"),
+    [(TensorProto.BFLOAT16, 22, 2**-6), (TensorProto.DOUBLE, 9, 1e-6), (TensorProto.DOUBLE, 22, 1e-6)],
+)
+def test_fresh_statistics_of_other_types(kind: int, opset: int, limit: float) -> None:
+    """Measured in double, whatever kernels ONNX Runtime has: those of the same network in float32."""
+    given = converted(small(opset, 10 if opset > 20 else 8), kind)
+    rounded = converted(small(), TensorProto.FLOAT)
+    for tensor, own in zip(rounded.graph.initializer, given.graph.initializer, strict=True):
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(own).astype(np.float32), tensor.name))
+    feeds = inputs_of(given)
+    inserted = bnfold.insert(given, feeds, mode="fresh", batch_size=SIZE).model
+    onnx.checker.check_model(inserted, full_check=True)
+    wide = {name: array.astype(np.float32) for name, array in feeds.items()}
+    expected = bnfold.insert(rounded, wide, mode="fresh", batch_size=SIZE).model
+    for name, node in norms(inserted).items():
+        found = [array.astype(np.float64) for array in parameters(inserted, node)]
+        gamma, beta, mean, var = (array.astype(np.float64) for array in parameters(expected, norms(expected)[name]))
+        assert (found[0] == gamma).all() and (found[1] == beta).all()
+        assert (np.abs(found[2] - mean) / (np.abs(mean) + np.sqrt(var))).max() < limit
+        assert np.abs(found[3] / var - 1).max() < limit
+
+
+def test_fresh_in_double_on_a_batch_of_one_is_refused() -> None:
+    model = converted(small(), TensorProto.DOUBLE)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    with pytest.raises(ModelError, match=r"takes batches of 1, too few .*; make the batch open"):
+        bnfold.insert(model, inputs_of(converted(small(), TensorProto.DOUBLE)), mode="fresh")
+
+
 def test_fresh_on_a_batch_of_one_is_exact() -> None:
     model = small()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -492,3 +522,15 @@ def test_plain_data() -> None:
     assert found["difference"]["worst"] < 1e-6 and found["difference"]["samples"] == 64
     assert [(one["name"], one["op"], one["reason"]) for one in found["left"]] == [("/24/Gemm", "Gemm", "no-activation")]
     assert found["sites"][0]["parameters"][0] == "/0/Conv.bn.gamma"
+
+
+def test_front_door_of_torch() -> None:
+    torch, onnx_ir = pytest.importorskip("torch"), pytest.importorskip("onnx_ir")
+    model = folded_sample("digits_cnn")
+    program = torch.onnx.ONNXProgram(onnx_ir.from_proto(model), None)
+    result = bnfold.insert(program, DIGITS)
+    assert type(result.model) is type(program)
+    assert ops(result.model.model_proto).count("BatchNormalization") == 7
+    assert ops(program.model_proto).count("BatchNormalization") == 0
+    images = {"input": np.load(FOLDER / "digits.npz")["test_x"]}
+    assert distance(run(model, images), run(result.model.model_proto, images)) < 1e-6

@@ -22,7 +22,7 @@ sys.path.append(str(REPO / "benchmarks"))
 from torch_bridge import LIMITS, agreement, error, forward, run, train, training_form
 
 import bnfold
-from bnfold.torch import OnnxModule, to_module, write_back
+from bnfold.torch import OnnxModule, save_back, to_module, write_back
 from bnfold.verify.inputs import drawn
 
 SAMPLES = sorted((REPO / "sample_models").glob("*.onnx"))
@@ -458,6 +458,28 @@ def test_overflow_of_float16_is_refused() -> None:
         write_back(model, module)
 
 
+def test_weights_in_a_data_file_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, trained = tmp_path / "model.onnx", tmp_path / "trained.onnx"
+    model = onnx.load(SAMPLES[0])
+    onnx.save(model, path, save_as_external_data=True, location="model.data", size_threshold=0)
+    before = path.read_bytes(), (tmp_path / "model.data").read_bytes()
+    module = to_module(path)
+    for parameter in module.parameters():
+        parameter.data += 1
+    expected = write_back(path, module)
+    files = save_back(path, module, trained)
+    assert files[0] == trained and len(files) == 2
+    for found, wanted in zip(onnx.load(trained).graph.initializer, expected.graph.initializer, strict=True):
+        assert np.array_equal(numpy_helper.to_array(found), numpy_helper.to_array(wanted))
+    with pytest.raises(bnfold.OutputError, match="exists"):
+        save_back(path, module, trained)
+    assert before == (path.read_bytes(), (tmp_path / "model.data").read_bytes())
+    monkeypatch.setattr("bnfold.model_file.MAX_FILE_SIZE", path.stat().st_size)
+    with pytest.raises(bnfold.ModelError, match=r"model\.onnx: is larger than 2 GiB, .*; use save_back"):
+        write_back(path, module)
+    save_back(path, module, tmp_path / "large.onnx")
+
+
 # ---------------------------------------------------------------------------------------------------- control flow
 def test_bodies_train() -> None:
     model = parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x, bool cond) => (float[N, 2] y)
@@ -502,6 +524,13 @@ def test_local_functions_are_inlined() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
+def test_without_torch_the_import_says_what_to_install() -> None:
+    hidden = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda n, *a: n != 'torch' and find(n, *a) "
+    code = f"{hidden}or None\nimport bnfold.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode and done.stderr.endswith("bnfold.torch needs torch: pip install 'bnfold[torch]'\n")
+
+
 def test_unknown_operators_are_named_all_at_once() -> None:
     model = parse_model("""<ir_version: 8, opset_import: ["": 17, "far": 1]> g (float[2] x) => (float[2] y) {
         a = far.Magic(x)

@@ -14,7 +14,8 @@ from bnfold.errors import ModelError, quoted
 from bnfold.insert.sites import Site
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.data import Data
-from bnfold.recalibrate.measure import Measured, must_run
+from bnfold.recalibrate.instrument import Measurable, Reading
+from bnfold.recalibrate.measure import Measured, must_run, take_in
 from bnfold.recalibrate.moments import Moments, Trace
 from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import Feeds, Runner
@@ -23,7 +24,7 @@ from bnfold.verify.sides import Side
 WIDE = frozenset({TensorProto.DOUBLE, TensorProto.BFLOAT16})
 
 
-def needs_double(sites: Sequence[Site]) -> bool:
+def needs_double(sites: Sequence[Site | Measurable]) -> bool:
     """Whether a site is of a type that is measured in double."""
     return any(site.element_type in WIDE for site in sites)
 
@@ -46,6 +47,21 @@ def measure_in_double(model: LoadedModel, sites: Sequence[Site], data: Data) -> 
             moments = Moments()
             moments.add(value.size // site.channels, value.mean(axes), value.var(axes))
             traces[at[name]].take(moments)
+        samples += len(next(iter(feeds.values())))
+    return Measured(traces, samples, tuple(data.notices))
+
+
+def read_in_double(
+    model: LoadedModel, sites: Sequence[Measurable], readings: Sequence[Reading], data: Data
+) -> Measured:
+    """As `bnfold.recalibrate.measure.read_traces`: what an instrumented model says of each site."""
+    traces, samples = [Trace() for _ in sites], 0
+    with must_run():
+        double = _Double(model, [name for reading in readings for name in reading.names])
+    for number, feeds in data.numbered(lambda number: True):
+        with must_run():
+            values = double.run(feeds)
+        take_in(traces, sites, readings, values, number)
         samples += len(next(iter(feeds.values())))
     return Measured(traces, samples, tuple(data.notices))
 

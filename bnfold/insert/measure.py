@@ -13,14 +13,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from bnfold.errors import ModelError
 from bnfold.graph import Graph
-from bnfold.insert.double import measure_in_double, needs_double
+from bnfold.insert.double import measure_in_double, needs_double, read_in_double
 from bnfold.insert.sites import Site
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.api import CACHE_SIZE
 from bnfold.recalibrate.data import SHORT, Data, fixed_batch
 from bnfold.recalibrate.exact import measure_exact
-from bnfold.recalibrate.instrument import Reading, moments_nodes
+from bnfold.recalibrate.instrument import Reading, instrument, moments_nodes
 from bnfold.recalibrate.measure import Here, Measured, Recipe, is_plain, measure_pooled, read_traces
 from bnfold.recalibrate.sites import Site as Measurable
 from bnfold.recalibrate.sites import find_sites as find_measurable
@@ -94,7 +95,14 @@ def measure_fresh(model: LoadedModel, names: Container[str], data: Data, provide
     sites, _ = find_measurable(graph, shapes, lambda node: node.scope is graph.main and node.name in names, False)
     writer, recipe = Writer(graph, model.weights, shapes), Recipe(unbiased=False, source_weight=None)
     batch = fixed_batch(data.inputs)
-    if batch is not None and batch < SHORT:  # too few to normalise by
+    short = batch is not None and batch < SHORT  # too few to normalise by
+    if needs_double(sites):
+        if short:
+            what = f"takes batches of {batch}, too few for BatchNormalizations of its type to normalise by"
+            raise ModelError(f"{what}; make the batch open")
+        copy = model.copy()
+        measured = read_in_double(copy, sites, instrument(copy.proto, sites), data)
+    elif short:
         measured = measure_exact(model, sites, data, provider, recipe, writer.types, CACHE_SIZE, None)
     else:
         measured = measure_pooled(model.copy(), sites, data, provider, Here(), None)

@@ -12,7 +12,7 @@ their inputs. Local functions are inlined, and so are operators that the table l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
@@ -32,18 +32,12 @@ from bnfold.torch.compiled import Compiled, bind, to_list, to_number, to_numbers
 from bnfold.torch.definitions import by_definition, definition, domain_and_name
 from bnfold.torch.ops import linear, table
 from bnfold.torch.state import State, StateTensor, outermost, stored_tensor
-from bnfold.torch.types import DTYPES, MOVABLE, as_tensor
+from bnfold.torch.types import DTYPES, MOVABLE
+from bnfold.torch.values import Arg, attributes_of, content_of, is_size, leaves, marked, operand_of, plain_value
 from bnfold.weights import Weights
-
-# What a value is while compiling: a step of the program, or known: a tensor, or sizes in plain Python.
-Arg = Any
 
 # Attributes of old versions that say nothing about the result.
 IGNORED = frozenset({"consumed_inputs"})
-# Constants are evaluated while the result is not larger than this (see bnfold.constants.MAX_ELEMENTS).
-MAX_ELEMENTS = 1 << 24
-# A constant of more elements than this is no list of sizes.
-MAX_SIZES = 64
 
 
 # --------------------------------------------------------------------------------------------------- compiling
@@ -146,7 +140,7 @@ class Builder:
             if known is not None:
                 arg = self.path(known.key)
             elif tensor is not None:
-                arg = _content(self.shared.weights, tensor)
+                arg = content_of(self.shared.weights, tensor)
             else:
                 raise RuntimeError(f"internal error in bnfold: {value.name} is read before it is computed")
         frame.values[value] = arg
@@ -156,17 +150,17 @@ class Builder:
     def tensor(self, arg: Arg) -> Arg:
         """As a tensor; a known one is a torch.Tensor."""
         if isinstance(arg, Step):
-            return self.emit(to_tensor, (arg, self.like())) if _is_size(arg) else arg
+            return self.emit(to_tensor, (arg, self.like())) if is_size(arg) else arg
         return arg if arg is None or isinstance(arg, torch.Tensor) else to_tensor(arg, torch.zeros(()))
 
     def numbers(self, arg: Arg, kind: str) -> Arg:
         """As Python numbers: a list (s), one number (k), or whichever it is (z)."""
         if arg is None:
             return None
-        if kind != "z" and _is_size(arg):
+        if kind != "z" and is_size(arg):
             rank = arg.meta["size"] if isinstance(arg, Step) else int(isinstance(arg, list))
             return arg if rank == (kind == "s") else self.emit(_SIZES[kind], (arg,))
-        return arg if _is_size(arg) else self.emit(_READ[kind], (arg,))
+        return arg if is_size(arg) else self.emit(_READ[kind], (arg,))
 
     def form(self, arg: Arg, kind: str, with_tensor: bool) -> Arg:
         """An argument in the form that a row wants it in."""
@@ -185,7 +179,7 @@ class Builder:
     def emit(self, function: Callable[..., Any], args: Sequence[Arg], named: dict[str, Any] | None = None) -> Arg:
         """A step; or its result, if all that goes into it is known."""
         named = named or {}
-        if not any(isinstance(arg, Step) for arg in [*_leaves(args), *_leaves(list(named.values()))]):
+        if not any(isinstance(arg, Step) for arg in [*leaves(args), *leaves(list(named.values()))]):
             with torch.no_grad():
                 return function(*args, **named)
         given = tuple(self.fixed(arg) for arg in args)
@@ -215,7 +209,7 @@ class Builder:
 
     def node(self, node: Node, frame: Frame) -> Sequence[Arg]:
         """Compile one node; its outputs."""
-        attributes = dict(_attributes(node, frame.given))
+        attributes = dict(attributes_of(node, frame.given))
         outputs = max((i + 1 for i, name in enumerate(node.proto.output) if name), default=0)
         if node.op == "Constant":
             return [self._constant(node, frame, attributes)]
@@ -243,7 +237,7 @@ class Builder:
             return self.value(frame, output)
         name, attribute = next(iter(attributes.items()))
         if name == "value":
-            return _content(self.shared.weights, attribute.t)
+            return content_of(self.shared.weights, attribute.t)
         value = helper.get_attribute_value(attribute)
         return torch.tensor(value, dtype=torch.float32 if "float" in name else torch.int64)
 
@@ -255,30 +249,30 @@ class Builder:
             start, end = (attributes[name].i if name in attributes else None for name in ("start", "end"))
             named = {"start": start or 0, "end": end} if start or end is not None else {}
             result = self.emit(sizes.shape if node.op == "Shape" else sizes.count, args[:1], named)
-            inner = isinstance(args[0], list) or (isinstance(args[0], Step) and _is_size(args[0]))
-            return [_mark(result, int(node.op == "Shape"), inner)]
-        operands = [_operand(arg) for arg in args]
+            inner = isinstance(args[0], list) or (isinstance(args[0], Step) and is_size(args[0]))
+            return [marked(result, int(node.op == "Shape"), inner)]
+        operands = [operand_of(arg) for arg in args]
         known = [one for arg, one in zip(args, operands, strict=True) if arg is not None]
-        if not any(_is_size(arg) for arg in args) or None in known:
+        if not any(is_size(arg) for arg in args) or None in known:
             return None
-        plain = {name: _plain(self.shared.weights, one) for name, one in attributes.items()}
+        plain = {name: plain_value(self.shared.weights, one) for name, one in attributes.items()}
         step = sizes.plan(node.op, operands, plain, outputs)
         if step is None:
             return None
         given = [self.numbers(arg, "z") for arg in args]
         result = self.emit(step.function, given, step.extra)
         if outputs > 1:
-            return [_mark(self.emit(getitem, (result, i)), step.rank) for i in range(outputs)]
-        return [_mark(result, step.rank)]
+            return [marked(self.emit(getitem, (result, i)), step.rank) for i in range(outputs)]
+        return [marked(result, step.rank)]
 
     def _call(
         self, row: table.Row, node: Node, frame: Frame, args: Sequence[Arg], attributes: dict[str, AttributeProto],
         outputs: int,
     ) -> Sequence[Arg]:  # fmt: skip
         typed = [arg for i, arg in enumerate(args) if row.kind(i) in "nT"]
-        with_tensor = any(isinstance(arg, Step) and not _is_size(arg) for arg in typed)
+        with_tensor = any(isinstance(arg, Step) and not is_size(arg) for arg in typed)
         given = [self.form(arg, row.kind(i), with_tensor) for i, arg in enumerate(args)]
-        live = row.random or any(isinstance(arg, Step) for arg in _leaves(given))
+        live = row.random or any(isinstance(arg, Step) for arg in leaves(given))
         named: dict[str, Any] = {}
         for name, attribute in attributes.items():
             if name in IGNORED:
@@ -320,7 +314,7 @@ class Builder:
         if attribute.type == AttributeProto.GRAPH:
             scope = next(body for body in node.bodies if body.proto is attribute.g)
             return self._body(scope, frame)
-        value = _plain(self.shared.weights, attribute)
+        value = plain_value(self.shared.weights, attribute)
         if attribute.name in _TYPES:
             dtype = DTYPES.get(value) if value else None
             if dtype is None and value:
@@ -344,7 +338,7 @@ class Builder:
             found = scope.lookup(info.name)
             assert found is not None
             result = inner.value(own, found)
-            results.append(inner.fixed(inner.tensor(result) if _is_size(result) else result))
+            results.append(inner.fixed(inner.tensor(result) if is_size(result) else result))
         inner.fx.output(results)
         path = f"bodies_.b{len(self.shared.parts.bodies)}"
         self.shared.parts.bodies[path] = Compiled(inner.fx)
@@ -375,67 +369,6 @@ _SIZES = {"s": sizes.as_list, "k": sizes.as_number}
 _TUPLES = frozenset({"LSTM", "GRU", "RNN", "Split", "TopK", "DynamicQuantizeLinear"})
 # Attributes that name an element type.
 _TYPES = frozenset({"to", "dtype", "output_dtype", "stash_type", "precision"})
-
-
-def _is_size(arg: Arg) -> bool:
-    if isinstance(arg, list):  # or a sequence of tensors
-        return not any(isinstance(one, torch.Tensor) for one in arg)
-    return "size" in arg.meta if isinstance(arg, Step) else isinstance(arg, (int, float))
-
-
-def _mark(result: Arg, rank: int, small: bool = False) -> Arg:
-    if isinstance(result, Step):
-        result.meta.update(size=rank, small=small)
-    return result
-
-
-def _operand(arg: Arg) -> sizes.Operand | None:
-    """An input as arithmetic of sizes sees it; None if it is no size."""
-    if isinstance(arg, Step):
-        return sizes.Operand(arg.meta["size"], None, arg.meta.get("small", False)) if _is_size(arg) else None
-    if isinstance(arg, torch.Tensor):
-        if arg.dim() > 1 or arg.numel() > MAX_SIZES or arg.is_complex():
-            return None
-        return sizes.Operand(arg.dim(), arg.tolist())
-    return None if arg is None else sizes.Operand(int(isinstance(arg, list)), arg)
-
-
-def _leaves(args: Any) -> Iterator[Arg]:
-    for arg in args:
-        if isinstance(arg, (list, tuple)):
-            yield from _leaves(arg)
-        else:
-            yield arg
-
-
-def _attributes(node: Node, given: dict[str, AttributeProto]) -> Iterator[tuple[str, AttributeProto]]:
-    """A node's attributes, those that refer to the function's own resolved."""
-    for attribute in node.proto.attribute:
-        if not attribute.ref_attr_name:
-            yield attribute.name, attribute
-        elif attribute.ref_attr_name in given:
-            resolved = AttributeProto()
-            resolved.CopyFrom(given[attribute.ref_attr_name])
-            resolved.name = attribute.name
-            yield attribute.name, resolved
-
-
-def _plain(weights: Weights, attribute: AttributeProto) -> Any:
-    """An attribute's value in Python."""
-    if attribute.type == AttributeProto.TENSOR:
-        return _content(weights, attribute.t)
-    value = helper.get_attribute_value(attribute)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if attribute.type == AttributeProto.STRINGS:
-        return [one.decode("utf-8", "replace") for one in value]
-    return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
-
-
-def _content(weights: Weights, tensor: TensorProto) -> torch.Tensor:
-    if tensor.data_type == TensorProto.STRING:
-        raise ModelError("is a tensor of strings, which torch has no type for", where=f"tensor {quoted(tensor.name)}")
-    return as_tensor(weights.read(tensor))
 
 
 # -------------------------------------------------------------------------------------------------- whole models
@@ -475,7 +408,7 @@ def compile_main(shared: Shared) -> torch.fx.Graph:
         found = scope.lookup(info.name)
         assert found is not None
         arg = builder.value(frame, found)
-        if _is_size(arg):
+        if is_size(arg):
             dtype = DTYPES.get(info.type.tensor_type.elem_type, torch.int64)
             arg = builder.emit(to_typed, (arg, dtype, builder.like()))
         results.append(builder.fixed(arg))
@@ -486,4 +419,4 @@ def compile_main(shared: Shared) -> torch.fx.Graph:
 
 def state_content(shared: Shared, tensor: StateTensor) -> torch.Tensor:
     """The content of a parameter or buffer."""
-    return _content(shared.weights, tensor.tensor)
+    return content_of(shared.weights, tensor.tensor)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,10 @@ import torch
 from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from bnfold.constants import Array
-from bnfold.errors import ModelError, UsageError, quoted
-from bnfold.frontends import naming, open_model
+from bnfold.errors import ModelError, TooLargeError, UsageError, quoted
+from bnfold.frontends import GiveBack, naming, open_model
 from bnfold.graph import Graph, remove_nodes
-from bnfold.model_file import LoadedModel
+from bnfold.model_file import LoadedModel, save
 from bnfold.torch.module import OnnxModule, reserved
 from bnfold.torch.state import StateTensor, find_state
 from bnfold.torch.types import as_array
@@ -43,7 +45,44 @@ def write_back(model: Any, module: torch.nn.Module | Mapping[str, torch.Tensor])
     Raises:
         UsageError: not such a module.
         ModelError: the model has no such tensor, or a trained one is not finite or doesn't fit.
+        TooLargeError: the model is larger than 2 GiB; `save_back` writes it all the same.
     """
+    work, give_back = _trained(model, module)
+    try:
+        with naming(work.path):
+            return give_back(work)
+    except TooLargeError as error:
+        what = "is larger than 2 GiB, which no protobuf can hold; use save_back"
+        raise TooLargeError(what, file=error.file) from None
+
+
+def save_back(
+    model: Any,
+    module: torch.nn.Module | Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> list[Path]:
+    """As `write_back`, but into a file, however large; weights that were in a data file go into a new one beside it.
+
+    Args:
+        model: what `to_module` was given.
+        module: what it gave, or its `state_dict()`.
+        path: where to; the folder must exist.
+        overwrite: whether an existing file may be replaced, the given model's own included.
+
+    Returns: the files written, the model first.
+
+    Raises:
+        UsageError, ModelError: see `write_back`.
+        OutputError: whatever goes wrong, the input and an earlier output stay as they were.
+    """
+    work, _ = _trained(model, module)
+    return save(work, path, overwrite=overwrite)
+
+
+def _trained(model: Any, module: torch.nn.Module | Mapping[str, torch.Tensor]) -> tuple[LoadedModel, GiveBack]:
+    """A copy of the model with the module's tensors."""
     original, give_back = open_model(model)
     with naming(original.path):
         proto = ModelProto()
@@ -57,7 +96,7 @@ def write_back(model: Any, module: torch.nn.Module | Mapping[str, torch.Tensor])
         for target, content in trained:  # after the tensors that they are copies of
             if target.is_copy:
                 _separate(graph, work.weights, target, _stored(work.weights, target, content))
-    return give_back(work)
+    return work, give_back
 
 
 def _matched(

@@ -15,7 +15,8 @@ from bnfold.torch.ops.table import op
 
 @op("InstanceNormalization")
 def instance_norm(x: Tensor, scale: Tensor, shift: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    return F.instance_norm(x, weight=scale, bias=shift, eps=epsilon)
+    # not F's, which refuses channels of one element; ONNX gives the shift there
+    return torch.instance_norm(x, scale, shift, None, None, True, 0.0, epsilon, torch.backends.cudnn.enabled)
 
 
 @op("LayerNormalization")
@@ -46,14 +47,14 @@ def rms_norm(x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5,
 def group_norm(
     x: Tensor, scale: Tensor, shift: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: Type = None
 ) -> Tensor:
-    return F.group_norm(x, num_groups, scale, shift, epsilon)
+    return torch.group_norm(x, num_groups, scale, shift, epsilon)
 
 
 @op("GroupNormalization", since=18)
 def group_norm_18(x: Tensor, scale: Tensor, shift: Tensor, *, num_groups: int, epsilon: float = 1e-5) -> Tensor:
     """One scale a group."""
     each = x.shape[1] // num_groups
-    return F.group_norm(x, num_groups, scale.repeat_interleave(each), shift.repeat_interleave(each), epsilon)
+    return torch.group_norm(x, num_groups, scale.repeat_interleave(each), shift.repeat_interleave(each), epsilon)
 
 
 @op("LRN")

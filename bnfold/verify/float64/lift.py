@@ -98,13 +98,15 @@ def scatter(op: Op) -> Term:
     return op.input(0).op("ScatterElements", op.input(1), op.input(2), axis=op.attribute("axis", 0))
 
 
-@lifts("BatchNormalization", before=14)  # outputs 1 to 4 were for training and are read by nobody
-def batch_normalization(op: Op) -> Term:
-    """Normalisation by given statistics, per channel."""
+@lifts("BatchNormalization", before=14)  # in training mode, for ONNX Runtime too, if it has more outputs than one
+def batch_normalization(op: Op) -> tuple[Term, ...]:
+    """Normalisation per channel."""
     if op.attribute("spatial", 1) == 0:
         raise Unsupported("BatchNormalization with spatial=0")
     inputs = [op.input(index) for index in range(5)]
-    return op.builder.op("BatchNormalization", *inputs, epsilon=op.attribute("epsilon", 1e-5))
+    settings = {"epsilon": op.attribute("epsilon", 1e-5), "momentum": op.attribute("momentum", 0.9)}
+    outputs = max(index + 1 for index, name in enumerate(op.proto.output) if name)
+    return op.builder.ops("BatchNormalization", inputs, outputs, **settings)
 
 
 @lifts("Scan", before=9)  # scanned batches, with other inputs
