@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 import torch.fx
 from onnx import AttributeProto, FunctionProto, TensorProto, helper
 from torch.fx import Node as Step
 
+from bnfold.constants import MAX_ELEMENTS, VIEWS, Array, size_of_result
 from bnfold.errors import ModelError, quoted
 from bnfold.graph import Graph, Node, Scope, Value
 from bnfold.shapes import Shapes
@@ -40,8 +42,6 @@ Arg = Any
 
 # Attributes of old versions that say nothing about the result.
 IGNORED = frozenset({"consumed_inputs"})
-# Constants are evaluated while the result is not larger than this (see bnfold.constants.MAX_ELEMENTS).
-MAX_ELEMENTS = 1 << 24
 # A constant of more elements than this is no list of sizes.
 MAX_SIZES = 64
 
@@ -277,6 +277,8 @@ class Builder:
     ) -> Sequence[Arg]:  # fmt: skip
         typed = [arg for i, arg in enumerate(args) if row.kind(i) in "nT"]
         with_tensor = any(isinstance(arg, Step) and not _is_size(arg) for arg in typed)
+        if node.op not in VIEWS and _grows(node, args):  # computed at each call, rather than kept
+            args = [self.fixed(arg) for arg in args]
         given = [self.form(arg, row.kind(i), with_tensor) for i, arg in enumerate(args)]
         live = row.random or any(isinstance(arg, Step) for arg in _leaves(given))
         named: dict[str, Any] = {}
@@ -373,6 +375,8 @@ _READ = {"s": to_list, "k": to_number, "z": to_numbers}
 _SIZES = {"s": sizes.as_list, "k": sizes.as_number}
 # Operators whose function gives a tuple, however many of its items the node has.
 _TUPLES = frozenset({"LSTM", "GRU", "RNN", "Split", "TopK", "DynamicQuantizeLinear"})
+# Types that sizes come in.
+_SIZED = frozenset({torch.int64, torch.int32, torch.float32, torch.float64})
 # Attributes that name an element type.
 _TYPES = frozenset({"to", "dtype", "output_dtype", "stash_type", "precision"})
 
@@ -398,6 +402,24 @@ def _operand(arg: Arg) -> sizes.Operand | None:
             return None
         return sizes.Operand(arg.dim(), arg.tolist())
     return None if arg is None else sizes.Operand(int(isinstance(arg, list)), arg)
+
+
+def _grows(node: Node, args: Sequence[Arg]) -> bool:
+    """Whether what is computed of constants alone has more elements than are evaluated beforehand."""
+    known = [arg for arg in args if arg is not None]
+    if any(isinstance(arg, Step) for arg in _leaves(known)):
+        return False
+    arrays = [_as_sized(arg) for arg in known]
+    return size_of_result(node, arrays) > MAX_ELEMENTS
+
+
+def _as_sized(arg: Arg) -> Array:
+    """An array of the shape of what is known, with its values if it may be a size."""
+    if isinstance(arg, torch.Tensor):
+        if arg.numel() <= MAX_SIZES and arg.dtype in _SIZED:
+            return arg.numpy(force=True)
+        return np.broadcast_to(np.float32(0), tuple(arg.shape))
+    return np.zeros(len(arg)) if isinstance(arg, list) and not _is_size(arg) else np.asarray(arg)
 
 
 def _leaves(args: Any) -> Iterator[Arg]:
@@ -440,9 +462,12 @@ def _content(weights: Weights, tensor: TensorProto) -> torch.Tensor:
 
 # -------------------------------------------------------------------------------------------------- whole models
 def demand_known(shared: Shared) -> None:
-    """Raises: ModelError that names every operator that can't be computed."""
+    """Raises: ModelError that names every operator that can't be computed, or a tensor that can't be read."""
     unknown: dict[str, list[Node]] = {}
     for scope in shared.graph.scopes:
+        for sparse in getattr(scope.proto, "sparse_initializer", ()):
+            what = "is sparse, which bnfold.torch doesn't read; store it as a plain initializer"
+            raise ModelError(what, where=f"tensor {quoted(sparse.values.name)}")
         for node in scope.nodes:
             domain, name = domain_and_name(node)
             if node.op in ("Constant", "Identity", "Shape", "Size", "SequenceLength"):
