@@ -86,9 +86,16 @@ def whole(folder: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
+class Text(io.StringIO):
+    """A stream that has a descriptor, which the command closes after an error of the system."""
+
+    def fileno(self) -> int:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
 @contextmanager
 def caught() -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    out, err = io.StringIO(), io.StringIO()
+    out, err = Text(), Text()
     with redirect_stdout(out), redirect_stderr(err):
         yield out, err
 
