@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bnfold.errors import NotEquivalentError, UsageError, quoted
+from bnfold.errors import ModelError, NotEquivalentError, UsageError, quoted
 from bnfold.fold import Folding, Options, fold_model
 from bnfold.frontends import GiveBack, naming, open_model
 from bnfold.model_file import LoadedModel, save
@@ -142,7 +142,7 @@ def fold(
 
     Raises:
         UsageError: no model, or arguments that contradict each other.
-        ModelError: the model isn't sound, or its data can't be read.
+        ModelError: the model isn't sound, its data can't be read, or it overflows, so that no check is possible.
         NotEquivalentError: a check failed, or could not be made though it is required.
     """
     if kept not in ("reduce", "keep"):
@@ -184,6 +184,10 @@ def _checked(original: LoadedModel, options: Options, folding: Folding) -> tuple
     verification = _verify(original, careful)
     second = verification.relation
     if careful.report.entries == folding.report.entries or (second is not None and not second.passed):
+        if found.overflow:
+            what = "is not finite in this model itself, on random inputs, so that nothing behind it can be checked; "
+            what += "look for weights that are too large (--no-verify folds it all the same)"
+            raise ModelError(what, where=f"value {quoted(found.overflow)}")
         raise NotEquivalentError(
             f"is {found.worst:.3g} × the model's own rounding noise off (limit {found.limit:g}); please report this",
             where=f"value {quoted(found.worst_name)}",

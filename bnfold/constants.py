@@ -9,7 +9,7 @@ and only while the result stays small; initializers themselves are views of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -197,7 +197,7 @@ class Constants:
             return None
         if node.op == "Identity":  # the only expression of many a file: the evaluator's import takes 50 ms
             return inputs[0]
-        if node.op not in VIEWS and _size_of_result(node, inputs) > MAX_ELEMENTS:
+        if node.op not in VIEWS and size_of_result(node, inputs) > MAX_ELEMENTS:
             return None
         if _differs_by_runtime(node, inputs):
             return None
@@ -240,7 +240,7 @@ def _differs_by_runtime(node: Node, inputs: list[Array | None]) -> bool:
     return node.op == "Pow" or not have[1].all()
 
 
-def _size_of_result(node: Node, inputs: list[Array | None]) -> int:
+def size_of_result(node: Node, inputs: Sequence[Array | None]) -> int:
     """Elements of the result, known before it is made; ops not named here grow by broadcasting only."""
     have = [array for array in inputs if array is not None]
     if not have:

@@ -144,8 +144,8 @@ def save(
 
     The output appears whole or not at all, and only the name `path` changes hands: where that is a
     symbolic link, the link is replaced and the file that it led to stays.  The data files of a
-    replaced model are deleted if their names start with the output's and the input isn't using
-    them; of others a notice tells that they are no longer used.
+    replaced model are deleted if their names start with the output's and neither the input nor another
+    model (*.onnx) of the folder is using them; of others a notice tells that they are no longer used.
 
     Args:
         model: the model; it stays usable.
@@ -185,6 +185,9 @@ def save(
         model.notices.append(f"{path}: was a link to {link}, which is unchanged")
     in_place = model.path is not None and os.path.exists(model.path) and os.path.samefile(model.path, path)
     unused = [path.with_name(name) for name in old_data if path.with_name(name) not in files]
+    if unused:  # a copy of the old model reads them, too
+        shared = data_files(other for other in path.parent.glob("*.onnx") if other.name != path.name)
+        unused = [file for file in unused if file not in shared]
     for left in clear_away(unused, f"{path.name}.", [] if in_place else model.weights.files()):
         model.notices.append(f"{left}: no longer used by {path.name}; delete it if nothing else needs it")
     return files

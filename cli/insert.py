@@ -82,9 +82,12 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
         import bnfold
 
         if not request.dry_run and os.path.exists(request.model):  # soon, rather than after minutes of work
-            from bnfold.atomic import check_output
+            from bnfold.atomic import check_output, demand_apart
 
             check_output(request.target, request.overwrite, [])
+            if request.data is not None and not request.in_place:
+                given = request.data if os.path.exists(request.data) else request.data.rpartition(":")[0]
+                demand_apart([request.target], [request.model, given])
         mode: Any = request.mode
         where: Any = request.where
         result = bnfold.insert(

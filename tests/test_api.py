@@ -254,7 +254,7 @@ def test_nothing_to_verify_where_nothing_changed() -> None:
 def test_failing_relation_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from bnfold.verify import relation
 
-    found = SimpleNamespace(passed=False, worst=123.0, worst_name="x\n", limit=8.0)
+    found = SimpleNamespace(passed=False, worst=123.0, worst_name="x\n", limit=8.0, overflow="")
     monkeypatch.setattr(relation, "check", lambda *_: found)
     with pytest.raises(bnfold.NotEquivalentError, match=r"digits_cnn\.onnx: value 'x\\n': is 123 ×"):
         bnfold.fold(MODEL)

@@ -172,7 +172,7 @@ def test_what_onnxruntime_cant_run_is_told(tmp_path: Path) -> None:
 PATCHED = "import os, sys, time, types\n{}\nfrom bnfold.cli import main\nmain()"
 WRONG = """
 from bnfold.verify import relation
-found = types.SimpleNamespace(passed=False, worst=99.0, worst_name='relu\\x1b', limit=8.0)
+found = types.SimpleNamespace(passed=False, worst=99.0, worst_name='relu\\x1b', limit=8.0, overflow='')
 relation.check = lambda *arguments: found
 """
 OUT_OF_MEMORY = "import bnfold.api\ndef fail(*_): raise MemoryError\nbnfold.api.fold_model = fail"

@@ -29,6 +29,8 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "the way back is the output": (
         ("recalibrate", "m.onnx", *CALIB, "--undo", "./m.recalibrated.onnx", "--force"), "--undo is the output itself"),
     "the output is the data": (("recalibrate", "m.onnx", *CALIB, "-o", "d.npz", "--force"), f"d.npz: {INPUT}"),
+    "the output is the data that insert measures on": (
+        ("insert", "b.onnx", *CALIB, "-o", "link.npz", "--force"), f"link.npz: {INPUT}"),
     "the certificate is a model": (("verify", "m.onnx", "b.onnx", "--certificate", "b.onnx"), f"b.onnx: {INPUT}"),
     "the report is the data": (
         ("verify", "m.onnx", "b.onnx", "--data", "d.npz", "--junit", "link.npz"), f"link.npz: {INPUT}"),

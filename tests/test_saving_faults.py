@@ -177,6 +177,19 @@ def test_files_that_appear_meanwhile_are_not_replaced(tmp_path: Path, monkeypatc
     assert (tmp_path / "out.onnx.data").read_bytes() == b"the other's"
 
 
+def test_a_copy_of_the_replaced_model_keeps_its_data(tmp_path: Path) -> None:
+    """Whoever keeps a copy of a model before it is folded in place has kept nothing but its structure."""
+    path = write_external(tmp_path / "m.onnx", w=array(400))
+    (tmp_path / "copy.onnx").write_bytes(path.read_bytes())
+    for content in (np.zeros(400, np.float32), array(400, seed=2)):
+        model = load(path)
+        model.weights.defer(model.proto.graph.initializer[0], lambda content=content: iter([content]))
+        save(model, path, overwrite=True)
+        assert same_weights(path, w=content)
+        assert same_weights(tmp_path / "copy.onnx", w=array(400))
+    assert names(tmp_path) == ["copy.onnx", "m.onnx", "m.onnx.2.data", "m.onnx.data"]
+
+
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "not permitted")

@@ -23,6 +23,7 @@ import torch.fx
 from onnx import AttributeProto, FunctionProto, TensorProto, helper
 from torch.fx import Node as Step
 
+from bnfold.constants import VIEWS
 from bnfold.errors import ModelError, quoted
 from bnfold.graph import Graph, Node, Scope, Value
 from bnfold.shapes import Shapes
@@ -33,7 +34,7 @@ from bnfold.torch.definitions import by_definition, definition, domain_and_name
 from bnfold.torch.ops import linear, table
 from bnfold.torch.state import State, StateTensor, outermost, stored_tensor
 from bnfold.torch.types import DTYPES, MOVABLE
-from bnfold.torch.values import Arg, attributes_of, content_of, is_size, leaves, marked, operand_of, plain_value
+from bnfold.torch.values import Arg, attributes_of, content_of, grows, is_size, leaves, marked, operand_of, plain_value
 from bnfold.weights import Weights
 
 # Attributes of old versions that say nothing about the result.
@@ -271,6 +272,8 @@ class Builder:
     ) -> Sequence[Arg]:  # fmt: skip
         typed = [arg for i, arg in enumerate(args) if row.kind(i) in "nT"]
         with_tensor = any(isinstance(arg, Step) and not is_size(arg) for arg in typed)
+        if node.op not in VIEWS and grows(node, args):  # computed at each call, rather than kept
+            args = [self.fixed(arg) for arg in args]
         given = [self.form(arg, row.kind(i), with_tensor) for i, arg in enumerate(args)]
         live = row.random or any(isinstance(arg, Step) for arg in leaves(given))
         named: dict[str, Any] = {}
@@ -373,9 +376,12 @@ _TYPES = frozenset({"to", "dtype", "output_dtype", "stash_type", "precision"})
 
 # -------------------------------------------------------------------------------------------------- whole models
 def demand_known(shared: Shared) -> None:
-    """Raises: ModelError that names every operator that can't be computed."""
+    """Raises: ModelError that names every operator that can't be computed, or a tensor that can't be read."""
     unknown: dict[str, list[Node]] = {}
     for scope in shared.graph.scopes:
+        for sparse in getattr(scope.proto, "sparse_initializer", ()):
+            what = "is sparse, which bnfold.torch doesn't read; store it as a plain initializer"
+            raise ModelError(what, where=f"tensor {quoted(sparse.values.name)}")
         for node in scope.nodes:
             domain, name = domain_and_name(node)
             if node.op in ("Constant", "Identity", "Shape", "Size", "SequenceLength"):

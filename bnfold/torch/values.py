@@ -6,13 +6,15 @@ A step that makes sizes says so in its `meta`: `size` is its rank, 0 for one num
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from onnx import AttributeProto, TensorProto, helper
 from torch.fx import Node as Step
 
+from bnfold.constants import MAX_ELEMENTS, Array, size_of_result
 from bnfold.errors import ModelError, quoted
 from bnfold.graph import Node
 from bnfold.torch import sizes
@@ -23,6 +25,8 @@ Arg = Any
 
 # A constant of more elements than this is no list of sizes.
 MAX_SIZES = 64
+# Types that sizes may have.
+SIZED = frozenset({torch.int64, torch.int32, torch.float32, torch.float64})
 
 
 def is_size(arg: Arg) -> bool:
@@ -88,3 +92,20 @@ def content_of(weights: Weights, tensor: TensorProto) -> torch.Tensor:
     if tensor.data_type == TensorProto.STRING:
         raise ModelError("is a tensor of strings, which torch has no type for", where=f"tensor {quoted(tensor.name)}")
     return as_tensor(weights.read(tensor))
+
+
+def grows(node: Node, args: Sequence[Arg]) -> bool:
+    """Whether what is computed of constants alone has more elements than are evaluated beforehand."""
+    known = [arg for arg in args if arg is not None]
+    if any(isinstance(arg, Step) for arg in leaves(known)):
+        return False
+    return size_of_result(node, [_as_sized(arg) for arg in known]) > MAX_ELEMENTS
+
+
+def _as_sized(arg: Arg) -> Array:
+    """An array of the shape of what is known, with its values if it may be a size."""
+    if isinstance(arg, torch.Tensor):
+        if arg.numel() <= MAX_SIZES and arg.dtype in SIZED:
+            return arg.numpy(force=True)
+        return np.broadcast_to(np.float32(0), tuple(arg.shape))
+    return np.zeros(len(arg)) if isinstance(arg, list) and not is_size(arg) else np.asarray(arg)

@@ -68,6 +68,8 @@ class RelationCheck:
     """What the relation check found.
 
     values: tensors compared; worst: the largest r, of tensor `worst_name`; limit: what r may be.
+    overflow: the first value that is not finite in the original, if the worst one is behind it and differs in which
+    elements are finite; '' otherwise.
     """
 
     values: int
@@ -75,6 +77,7 @@ class RelationCheck:
     worst_name: str
     limit: float
     outputs: tuple[OutputDeviation, ...]
+    overflow: str = ""
 
     @property
     def passed(self) -> bool:
@@ -104,9 +107,11 @@ def check(original: LoadedModel, folded: LoadedModel, plan: Plan) -> RelationChe
     sizes = _value_sizes(original, feeds)
     makers = {name: node.op_type for node in before.graph.node for name in node.output}
     found: dict[str, float] = {}
+    overflowing: list[str] = []
     for group in _groups(names, sizes):
         values, results = Runner(before, group).run(feeds), Runner(after, group).run(feeds)
         floats = [name for name in group if is_floating(values[name]) and values[name].size]
+        overflowing += [name for name in floats if not np.isfinite(values[name].astype(np.float64)).all()]
         noise: dict[str, list[Squares]] = {name: [] for name in floats}
         _add_noise(noise, before, feeds, values, plan, range(SEEDS))
         found |= _residuals(noise, values, results, plan, makers)
@@ -119,7 +124,10 @@ def check(original: LoadedModel, folded: LoadedModel, plan: Plan) -> RelationChe
             _add_own_errors(noise, original, feeds, values, plan)
             found |= _residuals(noise, values, results, plan, makers)
     worst_name = max(found, key=lambda name: found[name], default="")
-    return RelationCheck(len(found), found.get(worst_name, 0.0), worst_name, LIMIT, outputs)
+    worst = found.get(worst_name, 0.0)
+    first = next(iter(overflowing), "")
+    behind = bool(first) and math.isinf(worst) and names.index(first) <= names.index(worst_name)
+    return RelationCheck(len(found), worst, worst_name, LIMIT, outputs, first if behind else "")
 
 
 def _add_noise(

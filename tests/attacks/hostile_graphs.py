@@ -42,6 +42,14 @@ def conv_bn(dtype: type = np.float32) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def without_bn(model: ModelProto) -> ModelProto:
+    """The same with nothing where BNs were, so that there is a place for one."""
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and node.input and node.output:
+            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name))
+    return model
+
+
 def edited(edit: Callable[[ModelProto], Any]) -> Callable[[], ModelProto]:
     """The same after an edit."""
 

@@ -1,26 +1,30 @@
-"""A cell for hostile input: each job runs in a process of its own, with little memory and little time.
+"""A cell for hostile input: each file is worked on in a process of its own, with little memory and little time.
 
-`Jail` starts this file as a server that has imported everything once; for every job it forks, limits the child,
-and tells what became of it.  A bomb that goes off is a failed test, not a dead test run.
+`Jail` starts this file as a server that has imported everything once; for every file it forks, limits the child, lets
+it do one verb after the other, and tells what became of each.  A bomb that goes off is a failed test, not a dead test
+run: of a child that dies, the verbs that it did not get through are told as 'died'.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# Of a child, in seconds of CPU and of the clock, and in bytes on top of what the server has.
+# Of a verb, in seconds of CPU and of the clock; of a child, in bytes on top of what the server has.
 CPU, CLOCK, SPACE = 20, 60, 4 << 30
+
+Result = dict[str, Any]
 
 
 class Jail:
@@ -33,14 +37,22 @@ class Jail:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def run(self, verb: str, path: Path, **options: Any) -> dict[str, Any]:
+    def run(self, verb: str, path: Path, **options: Any) -> Result:
         """What `verb` made of the file at `path`: see `_outcome`."""
+        return self._told([{"verb": verb, "path": str(path), **options}])[0]
+
+    def run_all(self, files: Mapping[str, Path]) -> dict[str, Result]:
+        """What verbs made of a file each, one after the other in one child."""
+        told = self._told([{"verb": verb, "path": str(path)} for verb, path in files.items()])
+        return dict(zip(files, told, strict=True))
+
+    def _told(self, orders: list[dict[str, Any]]) -> list[Result]:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps({"verb": verb, "path": str(path), **options}) + "\n")
+        self._server.stdin.write(json.dumps(orders) + "\n")
         self._server.stdin.flush()
-        result: dict[str, Any] = json.loads(self._server.stdout.readline())
-        return result
+        results: list[Result] = json.loads(self._server.stdout.readline())
+        return results
 
     def close(self) -> None:
         """End the server."""
@@ -79,13 +91,42 @@ def _verify(path: str, **options: Any) -> dict[str, Any]:
 def _recalibrate(path: str, data: Any = None, **options: Any) -> dict[str, Any]:
     import bnfold
 
-    if data is None:
-        import numpy as np
-
-        data = {"x": np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)}
-    result = bnfold.recalibrate(path, data, **options)
+    result = bnfold.recalibrate(path, _samples(path) if data is None else data, **options)
     result.save(Path(path).with_name("out.onnx"), overwrite=True)
     return {"measured": len(result.drift), "unmeasured": len(result.unmeasured)}
+
+
+def _insert(path: str, data: Any = None, **options: Any) -> dict[str, Any]:
+    import bnfold
+
+    result = bnfold.insert(path, _samples(path) if data is None else data, **options)
+    result.save(Path(path).with_name("out.onnx"), overwrite=True)
+    json.dumps(result.to_dict())
+    return {"put in": len(result.sites), "change": result.difference.worst if result.difference else 0}
+
+
+def _torch(path: str) -> dict[str, Any]:
+    """To torch and back; what was not trained has to be what it was."""
+    import onnx
+
+    import bnfold.torch
+
+    module = bnfold.torch.to_module(path)
+    trained = bnfold.torch.write_back(path, module)
+    same = [a == b for a, b in zip(trained.graph.initializer, onnx.load(path).graph.initializer, strict=True)]
+    return {"tensors": len(module.names), "same": all(same)}
+
+
+def _samples(path: str) -> dict[str, Any]:
+    """What fits the models of `hostile_graphs`, whatever their type."""
+    import numpy as np
+    import onnx
+
+    dtype: Any = np.float32
+    with contextlib.suppress(Exception):  # a file that is none, or has no such input: the verb will say so
+        kind = onnx.ModelProto.FromString(Path(path).read_bytes() if Path(path).is_file() else b"")
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.graph.input[0].type.tensor_type.elem_type)
+    return {"x": np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(dtype)}
 
 
 def _plan(path: str) -> dict[str, Any]:
@@ -94,10 +135,11 @@ def _plan(path: str) -> dict[str, Any]:
 
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "fold": _fold, "plan": _plan, "inspect": _inspect, "verify": _verify, "recalibrate": _recalibrate,
+    "insert": _insert, "torch": _torch,
 }  # fmt: skip
 
 
-def _outcome(order: dict[str, Any]) -> dict[str, Any]:
+def _outcome(order: dict[str, Any]) -> Result:
     """'done', 'refused' with its message, or 'crashed'; and megabytes and seconds of it."""
     from bnfold.errors import BnfoldError
 
@@ -115,36 +157,41 @@ def _outcome(order: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _jailed(order: dict[str, Any]) -> dict[str, Any]:
-    """Run an order in a child."""
+def _jailed(orders: list[dict[str, Any]]) -> list[Result]:
+    """Run the orders in a child."""
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
         os.close(ours)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + SPACE, used + SPACE))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU + 1))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             with os.fdopen(theirs, "w") as pipe:
-                pipe.write(json.dumps(_outcome(order)))
+                for order in orders:
+                    _allow_time()
+                    print(json.dumps(_outcome(order)), file=pipe, flush=True)
         finally:
             os._exit(0)
     os.close(theirs)
-    watch = threading.Timer(CLOCK, os.kill, (child, signal.SIGKILL))
-    watch.start()
     with os.fdopen(ours) as pipe:
-        told = pipe.read()
-    watch.cancel()
+        results: list[Result] = [json.loads(line) for line in pipe]
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if not told:
-        return {"outcome": "died", "message": signal.Signals(-status).name if status < 0 else f"exit code {status}"}
-    result: dict[str, Any] = json.loads(told)
-    return result
+    death = {"outcome": "died", "message": signal.Signals(-status).name if status < 0 else f"exit code {status}"}
+    return results + [death] * (len(orders) - len(results))
+
+
+def _allow_time() -> None:
+    """The system ends this process unless it is done, or has got more time, before this is up."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + CPU, resource.RLIM_INFINITY))
+    signal.alarm(CLOCK)
 
 
 def _serve() -> None:
-    for module in ("onnx.reference", "onnxruntime", "bnfold.api", "bnfold.recalibrate.api", "bnfold.verify.relation"):
+    modules = ["onnx.reference", "onnxruntime", "bnfold.api", "bnfold.recalibrate.api", "bnfold.insert.api"]
+    modules += ["bnfold.verify.relation", *(["bnfold.torch"] if importlib.util.find_spec("torch") else [])]
+    for module in modules:
         importlib.import_module(module)
     for line in sys.stdin:
         print(json.dumps(_jailed(json.loads(line))), flush=True)

@@ -22,15 +22,20 @@ from test_external_data import HOSTILE as HOSTILE_DATA_FILES
 from test_external_data import W
 from test_model_file import NOT_MODELS
 
+import bnfold
+from bnfold.errors import ModelError
+
 TABLES = ("TENSORS", "NAMES", "STRUCTURE", "BOMBS", "OPERATORS", "NUMBERS")
 ATTACKS: dict[str, Attack] = {}
 for table in TABLES:
     ATTACKS |= getattr(hostile_graphs, table)
-VERBS = ("fold", "inspect", "verify", "recalibrate")
+VERBS = ("fold", "inspect", "verify", "recalibrate", "insert")
 # What a job on a file of a few kilobytes may take.
 SECONDS, MEGABYTES = 8, 400
 # The same for each 10,000 nodes.
 NODE_SECONDS = 12
+# How far outputs may be from those before `insert`, of their rms: float16's rounding, a few times over.
+CHANGE = 1e-2
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -57,26 +62,65 @@ def refused(result: dict[str, Any], file: Path, message: str) -> None:
     assert result["message"].startswith(f"{file}: ")
 
 
+def all_refuse(jail: Jail, file: Path, message: str) -> None:
+    """Every verb says the same of the file, and leaves nothing beside it."""
+    before = sorted(os.listdir(file.parent))
+    for result in jail.run_all(dict.fromkeys(VERBS, file)).values():
+        refused(result, file, message)
+    assert sorted(os.listdir(file.parent)) == before
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_graphs(name: str, jail: Jail, tmp_path: Path) -> None:
     attack, path = ATTACKS[name], tmp_path / "m.onnx"
     path.write_bytes(attack.make().SerializeToString())
     if attack.refused:
-        for verb in VERBS:
-            refused(jail.run(verb, path), path, attack.refused)
-        assert os.listdir(tmp_path) == ["m.onnx"]
+        all_refuse(jail, path, attack.refused)
         return
-    for verb in VERBS[1:]:
-        orderly(jail.run(verb, path))
-    (tmp_path / "out.onnx").unlink(missing_ok=True)  # recalibrate's
-    folded = jail.run("fold", path)
-    orderly(folded)
+    # A place for another BN is only where there is none; fold comes last: its output is what is looked at.
+    bare = tmp_path / "bare.onnx"
+    bare.write_bytes(hostile_graphs.without_bn(attack.make()).SerializeToString())
+    results = jail.run_all({**dict.fromkeys(VERBS[1:], path), "insert": bare, "fold": path})
+    for result in results.values():
+        orderly(result)
+    folded, inserted = results["fold"], results["insert"]
+    assert inserted["outcome"] == "refused" or inserted["change"] < CHANGE, inserted
     assert folded["outcome"] == "done", folded
     assert attack.left in (None, folded["left"])
     if folded["gone"] and not folded["checked"]:
         verdict = jail.run("verify", path, other=str(tmp_path / "out.onnx"))
         orderly(verdict)
         assert verdict["outcome"] == "refused" or verdict["verdict"] != "different", verdict
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_torch(table: str, jail: Jail, tmp_path: Path) -> None:
+    """The way to torch and back: what nobody has trained is the same to the byte."""
+    pytest.importorskip("torch", reason="needs torch")
+    path = tmp_path / "m.onnx"
+    for name, attack in getattr(hostile_graphs, table).items():
+        path.write_bytes(attack.make().SerializeToString())
+        result = jail.run("torch", path)
+        if attack.refused:
+            refused(result, path, attack.refused)
+        orderly(result)
+        assert "internal error" not in result.get("message", ""), name
+        assert result["outcome"] == "refused" or result["same"], name
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+@pytest.mark.parametrize(("size", "finite"), [(3e38, False), (1e35, True)])
+def test_weights_that_are_damaged_are_no_bug_of_ours(size: float, finite: bool, tmp_path: Path) -> None:
+    """Where the model itself computes infinity, and its folded form wouldn't, the model is what is told of."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(hostile_graphs.values(w=size, gamma=1e-3)().SerializeToString())
+    if finite:
+        assert bnfold.fold(path).verification.relation is not None
+        return
+    with pytest.raises(ModelError, match=r"m\.onnx: value 'b': is not finite in this model .* too large") as told:
+        bnfold.fold(path)
+    assert "report" not in str(told.value)
+    assert bnfold.fold(path, verify=False).folded
 
 
 @pytest.mark.parametrize("name", hostile_graphs.SIZES)
@@ -93,10 +137,7 @@ def test_files(name: str, jail: Jail, tmp_path: Path) -> None:
     build, message = NOT_MODELS[name]
     path = tmp_path / "m.onnx"
     build(path)
-    before = sorted(os.listdir(tmp_path))
-    for verb in VERBS:
-        refused(jail.run(verb, path), path, message)
-    assert sorted(os.listdir(tmp_path)) == before
+    all_refuse(jail, path, message)
 
 
 @pytest.mark.parametrize("name", HOSTILE_DATA_FILES)
@@ -113,10 +154,7 @@ def test_external_data(name: str, jail: Jail, tmp_path: Path) -> None:
     for key, value in entries.items():
         tensor.external_data.add(key=key, value=value)
     (folder / "m.onnx").write_bytes(proto.SerializeToString())
-    before = sorted(os.listdir(folder))
-    for verb in VERBS:
-        refused(jail.run(verb, folder / "m.onnx"), folder / "m.onnx", f"tensor 'w': .*{message}")
-    assert sorted(os.listdir(folder)) == before
+    all_refuse(jail, folder / "m.onnx", f"tensor 'w': .*{message}")
 
 
 def test_never_a_byte_of_a_foreign_file(jail: Jail, tmp_path: Path) -> None:
@@ -139,11 +177,13 @@ def test_never_a_byte_of_a_foreign_file(jail: Jail, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HOSTILE_SAMPLES)
 def test_samples(name: str, jail: Jail, tmp_path: Path) -> None:
     build, message = HOSTILE_SAMPLES[name]
-    model, data = tmp_path / "m.onnx", tmp_path / "d.npz"
+    model, bare, data = tmp_path / "m.onnx", tmp_path / "bare.onnx", tmp_path / "d.npz"
     model.write_bytes(hostile_graphs.conv_bn().SerializeToString())
+    bare.write_bytes(hostile_graphs.without_bn(hostile_graphs.conv_bn()).SerializeToString())
     build(data)
     before = sorted(os.listdir(tmp_path))
-    refused(jail.run("recalibrate", model, data=str(data)), data, message)
+    for verb, file in (("recalibrate", model), ("insert", bare)):
+        refused(jail.run(verb, file, data=str(data)), data, message)
     verified = jail.run("verify", model, data=str(data))
     if name in ("a NaN", "an infinite value"):  # to compare on, they are values like others
         assert verified["verdict"] == "equal", verified
@@ -168,6 +208,10 @@ def test_a_good_model_and_good_samples_pass(jail: Jail, tmp_path: Path) -> None:
     model, data = tmp_path / "m.onnx", tmp_path / "d.npz"
     model.write_bytes(hostile_graphs.conv_bn().SerializeToString())
     np.savez(data, x=np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32))
-    results = [jail.run(verb, model, **({} if verb in ("fold", "inspect") else {"data": str(data)})) for verb in VERBS]
-    assert [result["outcome"] for result in results] == ["done"] * 4, results
+    bare = tmp_path / "bare.onnx"
+    bare.write_bytes(hostile_graphs.without_bn(hostile_graphs.conv_bn()).SerializeToString())
+    given = {verb: {"data": str(data)} for verb in ("verify", "recalibrate", "insert")}
+    results = [jail.run(verb, bare if verb == "insert" else model, **given.get(verb, {})) for verb in VERBS]
+    assert [result["outcome"] for result in results] == ["done"] * 5, results
     assert results[0]["left"] == 0 and results[2]["verdict"] == "equal" and results[3]["measured"] == 1
+    assert results[4]["put in"] == 1
