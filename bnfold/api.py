@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -153,11 +153,13 @@ def fold(
     original, give_back = open_model(model)
     with naming(original.path):
         log.info("folding")
-        folding, verification = _fold(original, Options(only, skip, keep_overridable, merge, kept), verify)
+        options = Options(only, skip, keep_overridable, merge, kept)
+        folding, verification = _fold(original, options, verify)
         if require_verify and verification.skipped and _has_changed(folding):
             what = f"the relation check, which is required, can't be made: {verification.skipped}"
             raise NotEquivalentError(what)
-        unmatched = _unmatched(folding, only, skip)
+        names = (entry.name for entry in folding.report.entries if entry.op == "BatchNormalization")
+        unmatched = options.unmatched(names, "BatchNormalization")
     report = replace(folding.report, notices=(*folding.report.notices, *unmatched))
     return FoldResult(report, verification, folding.model, give_back)
 
@@ -224,14 +226,3 @@ def _compared(original: LoadedModel, folding: Folding) -> Comparison:
 
 def _has_changed(folding: Folding) -> bool:
     return bool(folding.rewrite.rewritten) or folding.report.nodes_before != folding.report.nodes_after
-
-
-def _unmatched(folding: Folding, only: Sequence[str], skip: Sequence[str]) -> Iterator[str]:
-    """A notice for each pattern that no BatchNormalization's name matches: it is probably misspelt."""
-    from fnmatch import fnmatchcase
-
-    names = [entry.name for entry in folding.report.entries if entry.op == "BatchNormalization"]
-    for option, patterns in (("only", only), ("skip", skip)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                yield f"{option} {quoted(pattern)} matches the name of no BatchNormalization"

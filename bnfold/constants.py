@@ -15,9 +15,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
-from bnfold.graph import Node, Value
+from bnfold.graph import Node, Value, stored_tensor
 from bnfold.weights import Weights, bits_of
 
 Array = np.ndarray[Any, Any]
@@ -110,14 +110,9 @@ class Constants:
         """The proto that stores the constant: an initializer or the tensor of a Constant node, else None."""
         while value.outer is not None:
             value = value.outer
-        if value.tensor is not None:
-            return None if self._keep_overridable and value.is_input else value.tensor
-        if value.producer is not None and value.producer.op == "Constant":
-            for attribute in value.producer.proto.attribute:
-                if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
-                    tensor: TensorProto = attribute.t
-                    return tensor
-        return None
+        if value.tensor is not None and self._keep_overridable and value.is_input:
+            return None
+        return stored_tensor(value)
 
     def is_quantised(self, value: Value | None) -> bool:
         """True if the constant is kept as integers behind a DequantizeLinear."""

@@ -343,3 +343,15 @@ def remove_nodes(scope: Scope, gone: Iterable[Node]) -> None:
         if id(entries[index]) in doomed:
             del entries[index]
     scope.nodes = [node for node in scope.nodes if id(node.proto) not in doomed]
+
+
+def stored_tensor(value: Value) -> TensorProto | None:
+    """The tensor behind an initializer or a Constant node."""
+    if value.tensor is not None:
+        return value.tensor
+    if value.producer is not None and value.producer.op == "Constant":
+        for attribute in value.producer.proto.attribute:
+            if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
+                tensor: TensorProto = attribute.t
+                return tensor
+    return None

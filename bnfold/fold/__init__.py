@@ -12,7 +12,7 @@ A scope (the main graph, a body, a local function) is folded by itself: what cro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -62,6 +62,14 @@ class Options:
         if any(fnmatchcase(node.name, pattern) for pattern in self.skip):
             return False
         return not self.only or any(fnmatchcase(node.name, pattern) for pattern in self.only)
+
+    def unmatched(self, names: Iterable[str], what: str) -> Iterator[str]:
+        """A notice for each pattern that none of the names matches: it is probably misspelt."""
+        known = list(names)
+        for option, patterns in (("only", self.only), ("skip", self.skip)):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in known):
+                    yield f"{option} {quoted(pattern)} matches the name of no {what}"
 
     def mergeable(self, node: Node) -> bool:
         """True if the options let this node merge with others; --only is about BN."""

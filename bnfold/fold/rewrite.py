@@ -19,10 +19,10 @@ from bnfold.constants import Array, unit_roundoff
 from bnfold.fold.ops.affine import epsilon_of
 from bnfold.fold.parameters import new_bias, shifted, spread, stored, weight_blocks
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
-from bnfold.fold.storage import fill, new_tensor
 from bnfold.fold.union_find import Floats
 from bnfold.fold.wiring import Wiring, freeze, read_names, relied_on, sweep
 from bnfold.graph import Graph, Node, Scope, Value
+from bnfold.storage import fill, new_tensor
 from bnfold.weights import Weights
 
 

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -185,14 +184,16 @@ def insert(
     _demand_sense(data, mode, where)
     demand_providers(provider)
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
+    options = Options(only, skip)
     given, give_back = open_model(model)
     with naming(given.path):
         original = demand_opset(given, training_nodes, upgrade)
         work = original.copy()
         graph = Graph(work.proto)
-        sites, left = find_sites(graph, Shapes(graph, work), where, Options(only, skip).chosen)
+        sites, left = find_sites(graph, Shapes(graph, work), where, options.chosen)
         _demand_sites(sites, left)
-        misspelt = list(_unmatched(graph, only, skip))
+        linear = (node.name for scope in graph.scopes for node in scope.nodes if node.op in LINEAR)
+        misspelt = list(options.unmatched(linear, "linear node"))  # before the names change
         opened = None if data is None else _opened(data, original, batch_size, samples, seed)
         measured, found = NOTHING, None
         if mode == "preserve" and opened is not None:
@@ -287,12 +288,3 @@ def _told_of(inserted: Sequence[Inserted], sites: Sequence[Site], found: Differe
 def _listed(names: Sequence[str]) -> str:
     more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     return f"{quoted(names[0])}{more}"
-
-
-def _unmatched(graph: Graph, only: Sequence[str], skip: Sequence[str]) -> Iterator[str]:
-    """A notice for each pattern that no linear node's name matches: it is probably misspelt."""
-    names = [node.name for scope in graph.scopes for node in scope.nodes if node.op in LINEAR]
-    for option, patterns in (("only", only), ("skip", skip)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                yield f"{option} {quoted(pattern)} matches the name of no linear node"

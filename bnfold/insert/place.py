@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
 
 from bnfold.constants import Array
 from bnfold.fold.wiring import read_names, sweep
 from bnfold.graph import Graph, Node, remove_nodes
 from bnfold.insert.parameters import EPSILON, ROLES, Parameters, dtype_of
 from bnfold.insert.sites import Site
+from bnfold.storage import add_tensor
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,9 @@ class _Placer:
             del node.proto.input[2:]
 
     def _tensor(self, wanted: str, content: Array) -> str:
-        tensor: TensorProto = numpy_helper.from_array(content, self._graph.unique_name(wanted))
-        main = self._graph.main.proto
-        main.initializer.append(tensor)
-        if self._graph.model.ir_version < 4:  # there every initializer is an input
-            main.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-        return str(tensor.name)
+        name = self._graph.unique_name(wanted)
+        add_tensor(self._graph, self._graph.main, name, content)
+        return name
 
     def _node_name(self, wanted: str) -> str:
         name, count = wanted, 0

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -157,7 +156,8 @@ def recalibrate(
     _demand_sense(method, source_weight, provider, engine, address)
     original, give_back = open_model(model)
     with naming(original.path):
-        task = _Task.of(original, Options(only, skip), freeze)
+        options = Options(only, skip)
+        task = _Task.of(original, options, freeze)
         inputs = ports(original.proto)[0]
         opened = open_data(data, inputs, batch_size=batch_size, samples=samples, seed=seed, images=images)
         method, why = _settled(method, fixed_batch(inputs), task.sites)
@@ -170,7 +170,8 @@ def recalibrate(
             types = task.writer.types
             measured = measure_exact(original, task.sites, opened, provider, recipe, types, cache_size, kept)
         drift = tuple(_write(task, measured, recipe))
-    told = (*why, *_told(task, measured, drift, kept), *_unmatched(task.graph, only, skip))
+    misspelt = options.unmatched((node.name for _, node in batch_norms(task.graph)), "BatchNormalization")
+    told = (*why, *_told(task, measured, drift, kept), *misspelt)
     return RecalibrationResult(method, measured.samples, drift, tuple(task.left), told, task.model, give_back, kept)
 
 
@@ -321,12 +322,3 @@ def _told(task: _Task, measured: Measured, drift: Sequence[Drift], checkpoint: C
             f"{2 * (unsettled[0].trend or 0):.2g} standard deviations apart in {quoted(unsettled[0].name)}; is the "
             "data shuffled?"
         )
-
-
-def _unmatched(graph: Graph, only: Sequence[str], skip: Sequence[str]) -> Iterator[str]:
-    """A notice for each pattern that no BatchNormalization's name matches: it is probably misspelt."""
-    names = [node.name for _, node in batch_norms(graph)]
-    for option, patterns in (("only", only), ("skip", skip)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                yield f"{option} {quoted(pattern)} matches the name of no BatchNormalization"

@@ -11,16 +11,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
 from bnfold.constants import Array, finfo
 from bnfold.errors import ModelError, quoted
 from bnfold.fold.wiring import read_names, sweep
-from bnfold.graph import Graph, Node, Value
+from bnfold.graph import Graph, Node, stored_tensor
 from bnfold.recalibrate.moments import Floats
 from bnfold.recalibrate.sites import MEAN, VARIANCE, Site, in_training_mode
 from bnfold.shapes import Shapes
+from bnfold.storage import add_tensor
 from bnfold.weights import Weights
 
 _ROLES = {MEAN: "running_mean", VARIANCE: "running_var"}
@@ -93,35 +93,14 @@ class Writer:
             source = source.outer
         if source is not value and (source.is_output or self._before[value.name] != len(mine)):
             return None
-        return _tensor(source)
+        return stored_tensor(source)
 
     def _add(self, site: Site, index: int, content: Array) -> None:
         name = self._graph.unique_name(f"{site.name}.{_ROLES[index]}")
-        tensor = numpy_helper.from_array(content, name)
-        proto = site.scope.proto
-        if isinstance(proto, GraphProto):
-            proto.initializer.append(tensor)
-            if self._graph.model.ir_version < 4 and site.scope.parent is None:  # there every initializer is an input
-                info = helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-                self._graph.main.proto.input.append(info)
-        else:
-            constant = onnx.NodeProto(op_type="Constant", output=[name])
-            constant.attribute.append(AttributeProto(name="value", type=AttributeProto.TENSOR, t=tensor))
-            proto.node.insert(0, constant)
+        add_tensor(self._graph, site.scope, name, content)
         for node in site.nodes:
             node.proto.input[index] = name
         self._rewired = True
-
-
-def _tensor(value: Value) -> TensorProto | None:
-    if value.tensor is not None:
-        return value.tensor
-    if value.producer is not None and value.producer.op == "Constant":
-        for attribute in value.producer.proto.attribute:
-            if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
-                tensor: TensorProto = attribute.t
-                return tensor
-    return None
 
 
 def _once(content: Array) -> Iterator[Array]:

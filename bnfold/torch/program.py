@@ -25,14 +25,14 @@ from torch.fx import Node as Step
 
 from bnfold.constants import VIEWS
 from bnfold.errors import ModelError, quoted
-from bnfold.graph import Graph, Node, Scope, Value
+from bnfold.graph import Graph, Node, Scope, Value, stored_tensor
 from bnfold.shapes import Shapes
 from bnfold.torch import sizes
 from bnfold.torch.batch_norm import EPSILON, conv_norm
 from bnfold.torch.compiled import Compiled, bind, to_list, to_number, to_numbers, to_tensor, to_typed
 from bnfold.torch.definitions import by_definition, definition, domain_and_name
 from bnfold.torch.ops import linear, table
-from bnfold.torch.state import State, StateTensor, outermost, stored_tensor
+from bnfold.torch.state import State, StateTensor, outermost
 from bnfold.torch.types import DTYPES, MOVABLE
 from bnfold.torch.values import Arg, attributes_of, content_of, grows, is_size, leaves, marked, operand_of, plain_value
 from bnfold.weights import Weights

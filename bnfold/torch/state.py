@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from onnx import AttributeProto, TensorProto
+from onnx import TensorProto
 
 from bnfold.constants import Array, is_floating
 from bnfold.errors import UsageError, quoted
-from bnfold.graph import Graph, Node, Value
+from bnfold.graph import Graph, Node, Value, stored_tensor
 from bnfold.weights import Weights
 
 # Where layers keep weights: operator → inputs, and what they are called where they need a name.
@@ -115,18 +115,6 @@ class _Slot:
     widened: bool  # behind an Expand: a bias made of one zero is no weight, a class token is
     identity: Value | None  # the Identity's output next to the origin, if there is one
     statistic: bool
-
-
-def stored_tensor(value: Value) -> TensorProto | None:
-    """The tensor behind an initializer or a Constant node."""
-    if value.tensor is not None:
-        return value.tensor
-    if value.producer is not None and value.producer.op == "Constant":
-        for attribute in value.producer.proto.attribute:
-            if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
-                tensor: TensorProto = attribute.t
-                return tensor
-    return None
 
 
 def outermost(value: Value) -> Value:

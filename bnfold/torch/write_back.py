@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, helper, numpy_helper
+from onnx import ModelProto
 
 from bnfold.constants import Array
 from bnfold.errors import ModelError, TooLargeError, UsageError, quoted
 from bnfold.frontends import GiveBack, naming, open_model
 from bnfold.graph import Graph, remove_nodes
 from bnfold.model_file import LoadedModel, save
+from bnfold.storage import add_tensor
 from bnfold.torch.module import OnnxModule, reserved
 from bnfold.torch.state import StateTensor, find_state
 from bnfold.torch.types import as_array
@@ -159,11 +160,7 @@ def _separate(graph: Graph, weights: Weights, target: StateTensor, content: Arra
         return
     nodes = [target.identity] if target.identity is not None else [node for node, _ in target.readers]
     scope = nodes[0].scope
-    assert isinstance(scope.proto, GraphProto)
-    tensor = numpy_helper.from_array(content, target.name)
-    scope.proto.initializer.append(tensor)
-    if graph.model.ir_version < 4 and scope.parent is None:  # there every initializer is an input
-        scope.proto.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    add_tensor(graph, scope, target.name, content)
     if target.identity is not None:
         remove_nodes(scope, [target.identity])
     for node, index in target.readers:

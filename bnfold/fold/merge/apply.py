@@ -15,10 +15,10 @@ from bnfold.fold.merge.find import Merge
 from bnfold.fold.merge.kernels import bias, kernel
 from bnfold.fold.merge.terms import Term
 from bnfold.fold.parameters import stored
-from bnfold.fold.storage import fill, new_tensor
 from bnfold.fold.union_find import Floats
 from bnfold.fold.wiring import become, set_output
 from bnfold.graph import Graph, Node, Value, remove_nodes
+from bnfold.storage import fill, new_tensor
 from bnfold.weights import Weights
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, TensorProto, helper
+from onnx import FunctionProto, TensorProto, helper, numpy_helper
 
 from bnfold.constants import Array
 from bnfold.graph import Graph, Scope
@@ -28,6 +28,13 @@ def new_tensor(graph: Graph, scope: Scope, name: str, dtype: Any, dims: Sequence
             element_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
             scope.proto.input.append(helper.make_tensor_value_info(name, element_type, dims))
     tensor.name = name
+    return tensor
+
+
+def add_tensor(graph: Graph, scope: Scope, name: str, content: Array) -> TensorProto:
+    """The same with its content, one that is small enough to be held."""
+    tensor = new_tensor(graph, scope, name, content.dtype, content.shape)
+    tensor.CopyFrom(numpy_helper.from_array(content, name))
     return tensor
 
 
