@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold.errors import ModelError, NotEquivalentError, UsageError, quoted
 from bnfold.fold import Folding, Options, fold_model
-from bnfold.frontends import GiveBack, naming, open_model
-from bnfold.model_file import LoadedModel, save
+from bnfold.frontends import GiveBack, ModelResult, naming, open_model
+from bnfold.model_file import LoadedModel
 from bnfold.report import Entry, FoldReport
 
 if TYPE_CHECKING:
@@ -50,7 +47,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class FoldResult:
+class FoldResult(ModelResult):
     """A folded model.
 
     Attributes:
@@ -60,16 +57,8 @@ class FoldResult:
 
     report: FoldReport
     verification: Verification
-    _folded: LoadedModel = field(repr=False)
+    _model: LoadedModel = field(repr=False)
     _give_back: GiveBack = field(repr=False)
-
-    @cached_property
-    def model(self) -> Any:
-        """The folded model, of the kind that was given (of a path: an onnx.ModelProto), with all its weights.
-
-        Raises: ModelError if it is larger than 2 GiB; `save` writes it all the same.
-        """
-        return self._give_back(self._folded)
 
     @property
     def folded(self) -> tuple[Entry, ...]:
@@ -84,23 +73,7 @@ class FoldResult:
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know besides, `save`'s own notices included."""
-        return (*self.report.notices, *self._folded.notices)
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
-        """Write the folded model; weights that were in a data file go into a new one beside it.
-
-        The output appears whole or not at all.
-
-        Args:
-            path: where to; the folder must exist.
-            overwrite: whether an existing file may be replaced, the given model's own included.
-
-        Returns: the files written, the model first.
-
-        Raises: OutputError; whatever goes wrong, the input and an earlier output stay as they were.
-        """
-        log.info("writing %s", quoted(path))
-        return save(self._folded, path, overwrite=overwrite)
+        return (*self.report.notices, *self._model.notices)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: the report, and `verification`."""

@@ -8,20 +8,55 @@ library is only looked for among the modules that are imported already: who hold
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bnfold.errors import BnfoldError, ModelError, UsageError
-from bnfold.model_file import LoadedModel, load, to_proto, wrap
+from bnfold.errors import BnfoldError, ModelError, UsageError, quoted
+from bnfold.model_file import LoadedModel, load, save, to_proto, wrap
 from bnfold.soundness import demand_sound
+
+log = logging.getLogger("bnfold")
 
 GiveBack = Callable[[LoadedModel], Any]
 
 ACCEPTED = "a path, onnx.ModelProto, onnx_graphsurgeon.Graph, onnx_ir.Model or torch.onnx.ONNXProgram"
+
+
+class ModelResult:
+    """A model that was made of the user's, and how it is given back; a base of what the verbs return."""
+
+    _model: LoadedModel
+    _give_back: GiveBack
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, of the kind that was given (of a path: an onnx.ModelProto), with all its weights.
+
+        Raises: ModelError if it is larger than 2 GiB; `save` writes it all the same.
+        """
+        return self._give_back(self._model)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+        """Write the model; weights that were in a data file go into a new one beside it.
+
+        The output appears whole or not at all.
+
+        Args:
+            path: where to; the folder must exist.
+            overwrite: whether an existing file may be replaced, the given model's own included.
+
+        Returns: the files written, the model first.
+
+        Raises: OutputError; whatever goes wrong, the input and an earlier output stay as they were.
+        """
+        log.info("writing %s", quoted(path))
+        return save(self._model, path, overwrite=overwrite)
 
 
 def open_model(model: Any) -> tuple[LoadedModel, GiveBack]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from bnfold.constants import unit_roundoff
 from bnfold.errors import ModelError, UsageError, quoted
 from bnfold.fold import Options
-from bnfold.frontends import GiveBack, naming, open_model
+from bnfold.frontends import GiveBack, ModelResult, naming, open_model
 from bnfold.graph import Graph
 from bnfold.insert.difference import Difference, difference
 from bnfold.insert.double import needs_double
@@ -24,7 +21,7 @@ from bnfold.insert.parameters import MODES, Mode, dtype_of, fresh, preserving
 from bnfold.insert.place import Placed, place, to_training
 from bnfold.insert.sites import REASONS, WHERE, Left, Site, Where, find_sites
 from bnfold.insert.upgrade import demand_opset, opset_of
-from bnfold.model_file import LoadedModel, save
+from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.data import open_data
 from bnfold.recalibrate.measure import Measured
 from bnfold.shapes import Shapes
@@ -74,7 +71,7 @@ class Inserted:
 
 
 @dataclass(frozen=True)
-class InsertResult:
+class InsertResult(ModelResult):
     """A model with BatchNorm.
 
     Attributes:
@@ -94,32 +91,10 @@ class InsertResult:
     _model: LoadedModel = field(repr=False)
     _give_back: GiveBack = field(repr=False)
 
-    @cached_property
-    def model(self) -> Any:
-        """The model, of the kind that was given (of a path: an onnx.ModelProto), with all its weights.
-
-        Raises: ModelError if it is larger than 2 GiB; `save` writes it all the same.
-        """
-        return self._give_back(self._model)
-
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know besides, `save`'s own notices included."""
         return (*self._notices, *self._model.notices)
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
-        """Write the model; weights that were in a data file go into a new one beside it.
-
-        Args:
-            path: where to; the folder must exist.
-            overwrite: whether an existing file may be replaced, the given model's own included.
-
-        Returns: the files written, the model first.
-
-        Raises: OutputError; whatever goes wrong, the input and an earlier output stay as they were.
-        """
-        log.info("writing %s", quoted(path))
-        return save(self._model, path, overwrite=overwrite)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

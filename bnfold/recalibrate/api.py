@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +14,9 @@ from onnx import ModelProto
 
 from bnfold.errors import ModelError, UsageError, quoted
 from bnfold.fold import Options
-from bnfold.frontends import GiveBack, naming, open_model
+from bnfold.frontends import GiveBack, ModelResult, naming, open_model
 from bnfold.graph import Graph
-from bnfold.model_file import LoadedModel, save
+from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.checkpoint import Checkpoint, described, digest
 from bnfold.recalibrate.data import SHORT, Data, fixed_batch, open_data
 from bnfold.recalibrate.drift import Drift
@@ -46,7 +45,7 @@ CACHE_SIZE = 2 << 30
 
 
 @dataclass(frozen=True)
-class RecalibrationResult:
+class RecalibrationResult(ModelResult):
     """A model with new statistics.
 
     Attributes:
@@ -65,32 +64,14 @@ class RecalibrationResult:
     _give_back: GiveBack = field(repr=False)
     _checkpoint: Checkpoint | None = field(default=None, repr=False)
 
-    @cached_property
-    def model(self) -> Any:
-        """The model, of the kind that was given (of a path: an onnx.ModelProto), with all its weights.
-
-        Raises: ModelError if it is larger than 2 GiB; `save` writes it all the same.
-        """
-        return self._give_back(self._model)
-
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know besides, `save`'s own notices included."""
         return (*self._notices, *self._model.notices)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
-        """Write the model; weights that were in a data file go into a new one beside it. A checkpoint is removed then.
-
-        Args:
-            path: where to; the folder must exist.
-            overwrite: whether an existing file may be replaced, the given model's own included.
-
-        Returns: the files written, the model first.
-
-        Raises: OutputError; whatever goes wrong, the input and an earlier output stay as they were.
-        """
-        log.info("writing %s", quoted(path))
-        files = save(self._model, path, overwrite=overwrite)
+        """As `ModelResult.save`; a checkpoint is removed then."""
+        files = super().save(path, overwrite=overwrite)
         self.drop_checkpoint()
         return files
 
