@@ -36,19 +36,19 @@ def show(
 ) -> None:
     """Print what came of it; `files` is empty if nothing was written."""
     rows = [
-        ("read", _file(Path(request.model))),
+        ("read", render.file(Path(request.model))),
         ("data", f"{result.samples} samples of {request.data}"),
         ("method", result.method),
         ("BN", f"{len(result.drift)} measured" + (f", {len(result.unmeasured)} not" if result.unmeasured else "")),
     ]
     left = result.unmeasured if verbose else result.unmeasured[:UNMEASURED]
     rows += [("not", f"{quoted(one.name)}: {one.why}") for one in left]
-    rows += _more(len(result.unmeasured) - len(left))
+    rows += render.more(len(result.unmeasured) - len(left))
     rows += [(one.label, one.shown) for one in judgements]
     rows.append(("advice", ADVICE))
     shown = notices if verbose else notices[:NOTICES]
     rows += [("notice", notice) for notice in shown]
-    rows += _more(len(notices) - len(shown))
+    rows += render.more(len(notices) - len(shown))
     rows += _outcome(request, files, worse=worse)
     render.show(rows)
     print()
@@ -60,7 +60,8 @@ def show(
 
 def show_restored(request: Request, count: int, notices: Sequence[str], files: Sequence[Path]) -> None:
     """Print what became of a model that got its old statistics back."""
-    rows = [("read", _file(Path(request.model))), ("BN", f"{count} have their statistics of {request.restore} again")]
+    rows = [("read", render.file(Path(request.model)))]
+    rows.append(("BN", f"{count} have their statistics of {request.restore} again"))
     rows += [("notice", notice) for notice in notices]
     render.show([*rows, *_outcome(request, files, worse=False)])
 
@@ -73,16 +74,7 @@ def _outcome(request: Request, files: Sequence[Path], *, worse: bool) -> Iterato
         exists = " (exists: that will take --force)" if not request.overwrite and request.target.exists() else ""
         yield "dry run", f"no model was written; it would be {request.target}{exists}"
     if files:
-        yield "wrote", ", ".join(map(_file, files))
-
-
-def _file(path: Path) -> str:
-    return f"{path} ({render.size(path.stat().st_size)})"
-
-
-def _more(count: int) -> Iterator[render.Row]:
-    if count > 0:
-        yield "", f"and {count} more; -v shows all"
+        yield "wrote", ", ".join(map(render.file, files))
 
 
 def _drift(norms: Sequence[Drift]) -> Iterator[tuple[str, ...]]:

@@ -15,6 +15,7 @@ from bnfold.errors import UsageError, quoted
 
 from . import render
 from .recalibrate import image_options
+from .request import choose_one, target
 
 if TYPE_CHECKING:
     from bnfold import InsertResult
@@ -50,15 +51,7 @@ class Request:
     @property
     def target(self) -> Path:
         """Where the result goes."""
-        model = Path(self.model)
-        if self.in_place:
-            return model
-        if self.output is None:
-            return model.with_name((model.stem if model.suffix == ".onnx" else model.name) + ".bn.onnx")
-        target = Path(self.output)
-        if target.exists() and model.exists() and target.samefile(model):
-            raise UsageError("--output is the model itself; --in-place replaces it", file=model)
-        return target
+        return target(self.model, self.output, self.in_place, "bn")
 
     @property
     def overwrite(self) -> bool:
@@ -68,10 +61,8 @@ class Request:
 
 def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: bool, verbose: bool) -> None:
     """Do what the command line asks for."""
-    if quiet and verbose:
-        raise UsageError("--quiet and --verbose contradict each other; choose one")
-    if request.in_place and request.output is not None:
-        raise UsageError("--in-place and --output contradict each other; choose one")
+    choose_one(("--quiet", quiet), ("--verbose", verbose))
+    choose_one(("--in-place", request.in_place), ("--output", request.output is not None))
     if request.data is None and request.mode == "preserve":
         what = "to keep the function, what the layers put out has to be measured"
         raise UsageError(f"{what}; give --data, or --mode fresh, which changes the function")
@@ -125,7 +116,7 @@ def _opened(request: Request, images: ImageOptions) -> Data | None:
 
 def _show(request: Request, result: InsertResult, files: Sequence[Path], *, verbose: bool) -> None:
     """Print what came of it; `files` is empty if nothing was written."""
-    rows = [("read", _file(Path(request.model)))]
+    rows = [("read", render.file(Path(request.model)))]
     if request.data is not None:
         rows.append(("data", f"{result.samples} samples of {request.data}"))
     rows += [("mode", result.mode), ("BN", f"{len(result.sites)} put in")]
@@ -135,9 +126,9 @@ def _show(request: Request, result: InsertResult, files: Sequence[Path], *, verb
     rows += _left(result.left, verbose=verbose)
     shown = result.notices if verbose else result.notices[:NOTICES]
     rows += [("notice", notice) for notice in shown]
-    rows += _more(len(result.notices) - len(shown))
+    rows += render.more(len(result.notices) - len(shown))
     if files:
-        rows.append(("wrote", ", ".join(map(_file, files))))
+        rows.append(("wrote", ", ".join(map(render.file, files))))
     else:
         exists = " (exists: that will take --force)" if not request.overwrite and request.target.exists() else ""
         rows.append(("dry run", f"nothing was written; it would be {request.target}{exists}"))
@@ -165,13 +156,4 @@ def _left(left: Sequence[Left], *, verbose: bool) -> Iterator[render.Row]:
         more = f" and {count - NAMES} more" if count > NAMES else ""
         example = "e.g. " if len({one.sentence for one in group}) > 1 else ""
         yield "none", f"behind {names}{more}: {example}{group[0].sentence}"
-    yield from _more(sum(count for _, count in counts[REASONS:]))
-
-
-def _more(count: int) -> Iterator[render.Row]:
-    if count > 0:
-        yield "", f"and {count} more; -v shows all"
-
-
-def _file(path: Path) -> str:
-    return f"{path} ({render.size(path.stat().st_size)})"
+    yield from render.more(sum(count for _, count in counts[REASONS:]))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bnfold.errors import BnfoldError, UsageError, quoted
 
 from . import drift, render
+from .request import choose_one, target
 
 if TYPE_CHECKING:
     from bnfold import RecalibrationResult
@@ -81,16 +82,8 @@ class Request:
     @property
     def target(self) -> Path:
         """Where the result goes."""
-        model = Path(self.model)
-        if self.in_place:
-            return model
-        if self.output is None:
-            verb = "recalibrated" if self.restore is None else "restored"
-            return model.with_name((model.stem if model.suffix == ".onnx" else model.name) + f".{verb}.onnx")
-        target = Path(self.output)
-        if target.exists() and model.exists() and target.samefile(model):
-            raise UsageError("--output is the model itself; --in-place replaces it", file=model)
-        return target
+        verb = "recalibrated" if self.restore is None else "restored"
+        return target(self.model, self.output, self.in_place, verb)
 
     @property
     def overwrite(self) -> bool:
@@ -100,8 +93,7 @@ class Request:
 
 def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: bool, verbose: bool) -> None:
     """Do what the command line asks for."""
-    if quiet and verbose:
-        raise UsageError("--quiet and --verbose contradict each other; choose one")
+    choose_one(("--quiet", quiet), ("--verbose", verbose))
     _demand_sense(request)
     if request.restore is not None:
         _restore(request, json=json, quiet=quiet, verbose=verbose)
@@ -131,8 +123,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
 
 def _demand_sense(request: Request) -> None:
     """Raises: UsageError if options contradict each other."""
-    if request.in_place and request.output is not None:
-        raise UsageError("--in-place and --output contradict each other; choose one")
+    choose_one(("--in-place", request.in_place), ("--output", request.output is not None))
     if request.restore is not None:
         if request.data is not None or request.undo is not None or request.checkpoint is not None:
             what = "leave --data, --undo and --checkpoint out"

@@ -56,6 +56,17 @@ def size(nbytes: int) -> str:
     return f"{nbytes / 1000:.0f} kB" if nbytes >= 1000 else f"{nbytes} bytes"
 
 
+def file(path: Path) -> str:
+    """A file and its size."""
+    return f"{path} ({size(path.stat().st_size)})"
+
+
+def more(count: int) -> Iterator[Row]:
+    """A row that says how many are left out, if any are."""
+    if count > 0:
+        yield "", f"and {count} more; -v shows all"
+
+
 def as_json(data: dict[str, Any]) -> None:
     """Print plain data as JSON; numbers that JSON doesn't have become null."""
     import json
@@ -127,11 +138,11 @@ def folded(
     if len(notices) < len(result.notices):
         rows.append(("", f"and {len(result.notices) - len(notices)} more; -v shows all"))
     if files:
-        rows.append(("wrote", ", ".join(f"{file} ({size(file.stat().st_size)})" for file in files)))
+        rows.append(("wrote", ", ".join(map(file, files))))
     else:
         exists = " (exists: that will take --force)" if needs_force and target.exists() else ""
         rows.append(("dry run", f"nothing was written; it would be {target}{exists}"))
-    show([("read", f"{model} ({size(model.stat().st_size)})"), *rows])
+    show([("read", file(model)), *rows])
 
 
 def _counts(result: FoldResult) -> Iterator[Row]:

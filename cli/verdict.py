@@ -22,8 +22,8 @@ NOTES, PORTS = 4, 8
 
 def show(found: Comparison, a: str, b: str | None, files: Sequence[str], *, verbose: bool) -> None:
     """Print a verdict, the signatures first."""
-    rows = [("A", _file(a))]
-    second = f"{_file(b) if b else 'A itself'}{_by_runtime(found)}"
+    rows = [("A", _named(a))]
+    second = f"{_named(b) if b else 'A itself'}{_by_runtime(found)}"
     rows += [("B", second)] if b or found.settings["optimized"] else []
     for role, pairs in (("input", found.signature.inputs), ("output", found.signature.outputs)):
         rows += _ports(role, pairs)
@@ -49,8 +49,8 @@ def show(found: Comparison, a: str, b: str | None, files: Sequence[str], *, verb
         render.table(_segments(found.segments))
 
 
-def _file(name: str) -> str:
-    return f"{name} ({render.size(Path(name).stat().st_size)})" if os.path.isfile(name) else name
+def _named(name: str) -> str:
+    return render.file(Path(name)) if os.path.isfile(name) else name
 
 
 def _by_runtime(found: Comparison) -> str:

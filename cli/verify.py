@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bnfold.errors import UsageError, quoted
 
 from . import render, verdict
+from .request import choose_one
 
 if TYPE_CHECKING:
     from bnfold import Comparison
@@ -37,8 +38,7 @@ def run(
     verbose: bool,
 ) -> int:
     """Do what the command line asks for (see `bnfold verify --help`); returns the exit code."""
-    if quiet and verbose:
-        raise UsageError("--quiet and --verbose contradict each other; choose one")
+    choose_one(("--quiet", quiet), ("--verbose", verbose))
     if check is None:
         _demand_models(a, b, optimized)
     elif a is not None or certificate is not None:

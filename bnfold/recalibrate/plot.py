@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
-from bnfold.atomic import write_file
-from bnfold.errors import OutputError, UsageError
+from bnfold.picture import new_figure, plain, write_figure
 from bnfold.recalibrate.drift import Drift
 
 # The middle half of the channels is shaded.
@@ -23,12 +21,7 @@ def plot(drift: Sequence[Drift], path: str | os.PathLike[str], title: str) -> No
         UsageError: matplotlib isn't installed.
         OutputError: it can't be written there.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("a plot needs matplotlib; pip install 'bnfold[plot]'") from None
-
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure = new_figure(7)
     shift, ratio, score = figure.subplots(3, sharex=True)
     places = np.arange(len(drift))
     for axes, rows, label in (
@@ -44,11 +37,5 @@ def plot(drift: Sequence[Drift], path: str | os.PathLike[str], title: str) -> No
     score.bar(places, [one.score for one in drift])
     score.set(ylabel="score", yscale="log", xlabel="BatchNorm, in the order of the nodes")
     score.xaxis.get_major_locator().set_params(integer=True)
-    plain = "".join(c if c.isprintable() else " " for c in title).replace("$", r"\$")  # '$' would begin a formula
-    shift.set_title(f"{plain}: median channel, middle half, largest")
-    kind, buffer = os.path.splitext(os.fspath(path))[1][1:].lower() or "png", io.BytesIO()
-    try:
-        figure.savefig(buffer, dpi=120, format=kind)
-    except ValueError as error:
-        raise OutputError(f"can't be written: {error}", file=os.fspath(path)) from None
-    write_file(path, buffer.getbuffer(), overwrite=True)
+    shift.set_title(f"{plain(title)}: median channel, middle half, largest")
+    write_figure(figure, path)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 
-from bnfold.atomic import write_file
-from bnfold.errors import OutputError, UsageError
+from bnfold.picture import new_figure, plain, write_figure
 from bnfold.verify import criterion
 from bnfold.verify.comparison import Comparison
 
@@ -22,12 +20,7 @@ def plot(found: Comparison, path: str | os.PathLike[str], title: str) -> None:
         UsageError: matplotlib isn't installed.
         OutputError: it can't be written there.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("a plot needs matplotlib; pip install 'bnfold[plot]'") from None
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(4)
     axes = figure.subplots()
     limits = ((0, criterion.EQUAL, "tab:green"), (criterion.EQUAL, criterion.DIFFERENT, "tab:orange"),
               (criterion.DIFFERENT, math.inf, "tab:red"))  # fmt: skip
@@ -45,17 +38,7 @@ def plot(found: Comparison, path: str | os.PathLike[str], title: str) -> None:
         if place is not None:
             height = min(max(found.first.r, LOWEST), HIGHEST)
             side = ("left", "center", "right")[min(3 * place // len(found.segments), 2)]
-            axes.annotate(_plain(found.first.value), (place, height), fontsize=8, ha=side, va="bottom")
+            axes.annotate(plain(found.first.value), (place, height), fontsize=8, ha=side, va="bottom")
     axes.set(yscale="log", ylim=(LOWEST / 2, HIGHEST * 2), xlabel="segment, in the order of B's nodes",
-             ylabel="r, × A's own rounding noise", title=_plain(f"{title}: {found.verdict}"))  # fmt: skip
-    kind, buffer = os.path.splitext(os.fspath(path))[1][1:].lower() or "png", io.BytesIO()
-    try:
-        figure.savefig(buffer, dpi=120, format=kind)
-    except ValueError as error:
-        raise OutputError(f"can't be written: {error}", file=os.fspath(path)) from None
-    write_file(path, buffer.getbuffer(), overwrite=True)
-
-
-def _plain(text: str) -> str:
-    """A text that is taken as it is: '$' would begin a formula."""
-    return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
+             ylabel="r, × A's own rounding noise", title=plain(f"{title}: {found.verdict}"))  # fmt: skip
+    write_figure(figure, path)
