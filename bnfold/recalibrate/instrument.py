@@ -136,7 +136,7 @@ def moments_nodes(
     half = site.element_type in HALF
     dtype = helper.tensor_dtype_to_np_dtype(measured_type(site))
     zeros, ones = f"{names[1]}.zeros", f"{names[1]}.ones"
-    nodes = [_constant(zeros, np.zeros(site.channels, dtype)), _constant(ones, np.ones(site.channels, dtype))]
+    nodes = [constant_node(zeros, np.zeros(site.channels, dtype)), constant_node(ones, np.ones(site.channels, dtype))]
     given = [source, *(scale or (ones, zeros))]
     if half:
         narrow = given[: 3 if scale else 1]
@@ -180,7 +180,7 @@ def _elementary(given: Sequence[str], names: Names, output: str, site: Measurabl
         return name
 
     def constant(values: Any) -> str:
-        nodes.append(_constant(f"{names[1]}.{len(nodes)}", np.array(values)))
+        nodes.append(constant_node(f"{names[1]}.{len(nodes)}", np.array(values)))
         return str(nodes[-1].output[0])
 
     def mean(value: str) -> str:
@@ -245,9 +245,7 @@ class _Instrument:
     def _measured(self, number: int, node: Node, nodes: list[NodeProto]) -> _Exposed:
         site, names = self._sites[number], self._names()
         proto = node.proto
-        nodes += moments_nodes(
-            proto.input[0], names, proto.output[0], site, proto.input[1:3], self._plain
-        )
+        nodes += moments_nodes(proto.input[0], names, proto.output[0], site, proto.input[1:3], self._plain)
         return _Exposed(number, names, site.channels, measured_type(site))
 
     def _led_out(self, node: Node) -> list[_Exposed]:
@@ -275,8 +273,8 @@ class _Instrument:
         """What the branch that is not taken says: nothing was seen."""
         names = self._names()
         dtype = helper.tensor_dtype_to_np_dtype(one.element_type)
-        body.node.append(_constant(names[0], np.zeros((), np.int64)))
-        body.node.extend(_constant(name, np.zeros(one.channels, dtype)) for name in names[1:])
+        body.node.append(constant_node(names[0], np.zeros((), np.int64)))
+        body.node.extend(constant_node(name, np.zeros(one.channels, dtype)) for name in names[1:])
         return names
 
     def _through_call(self, call: NodeProto, function: Scope) -> list[_Exposed]:
@@ -305,7 +303,8 @@ def _callee(node: NodeProto) -> str:
     return f"{node.domain}::{node.op_type}{overload}"
 
 
-def _constant(name: str, array: np.ndarray[Any, Any]) -> NodeProto:
+def constant_node(name: str, array: np.ndarray[Any, Any]) -> NodeProto:
+    """A Constant of this value."""
     tensor: TensorProto = numpy_helper.from_array(array)
     node = NodeProto(op_type="Constant", output=[name])
     node.attribute.append(AttributeProto(name="value", type=AttributeProto.TENSOR, t=tensor))
