@@ -158,6 +158,38 @@ def rows_of_norms(count: int, **attributes: Any) -> ModelProto:
     return model_of(nodes, [*tensors, *parameters], (None, 4, 5, 5))
 
 
+def stem_net(channels: int = 12, kernel: int = 3, **attributes: Any) -> ModelProto:
+    """Conv of few channels -> BN -> Relu -> MaxPool, and the Conv's own output added."""
+    size = (channels, 3 // attributes.get("group", 1), kernel, kernel)
+    weight = np.random.default_rng(3).normal(size=size).astype(np.float32)
+    node, parameters = bn("c", "n", "bn", channels=channels)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], **attributes), node,
+        helper.make_node("Relu", ["n"], ["r"]), helper.make_node("Add", ["r", "c"], ["a"]),
+    ]  # fmt: skip
+    last, more = bn("a", "y", "last", channels=channels)
+    return model_of([*nodes, last], [numpy_helper.from_array(weight, "w"), *parameters, *more], (None, 3, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({}, ["x"]), ({"group": 3}, ["x"]), ({"channels": 48, "strides": [2, 2]}, ["x"]), ({"strides": [2, 2]}, ["c"]),
+     ({"channels": 9}, ["c"]), ({"kernel": 8}, ["c"])],
+    ids=str,
+)  # fmt: skip
+def test_a_stem_is_run_again_rather_than_kept(options: dict[str, Any], kept: list[str]) -> None:
+    model = stem_net(**options)
+    levels = levels_of(model)
+    assert [name for name in ("x", "c") if levels.last_read(name) > levels_of_value(levels, name)] == kept
+    x = samples(40, 3, 9, 9)
+    found = in_order(model, x, 16, method="exact")
+    assert_close(statistics_of(found.model), reference(model, [x]), 5e-6)
+
+
+def levels_of_value(levels: Levels, name: str) -> int:
+    return levels._level[name]
+
+
 @pytest.mark.parametrize("options", [{}, {"epsilon": 0.5}], ids=str)
 def test_a_norm_behind_a_norm_is_not_measured(options: dict[str, Any]) -> None:
     model = rows_of_norms(3, **options)

@@ -6,6 +6,7 @@ when all BNs below are final. Segment k computes the values of level k alone, fo
 lower levels; so each node runs once, as in a single pass over the data, and repeated passes (9 on a resnet18, 89 on
 a densenet121) are not needed. What no later segment reads leaves the cache. A BN whose statistics follow from what is
 known before its input is computed (see `algebra`) adds no level: its input is computed, and normalised, in the next.
+So is what a cheap stem gives, which is made a second time there.
 
 A BN that is applied several times normalises each time by what that use saw, as in training; the uses are pooled at
 the end.
