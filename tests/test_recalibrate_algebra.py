@@ -14,10 +14,9 @@ from test_recalibrate import assert_close, in_order
 
 from bnfold.frontends import open_model
 from bnfold.graph import Graph
-from bnfold.recalibrate.levels import Levels
+from bnfold.recalibrate.levels import Levels, flattened
 from bnfold.recalibrate.sites import find_sites
 from bnfold.shapes import Shapes
-from bnfold.verify.prepare import prepare
 
 WIDE = 12
 
@@ -26,7 +25,7 @@ def levels_of(model: ModelProto) -> Levels:
     opened = open_model(model)[0]
     graph = Graph(opened.proto)
     sites, _ = find_sites(graph, Shapes(graph, opened), lambda node: True, False)
-    return Levels(prepare(opened), sites, plain=False)
+    return Levels(flattened(opened, sites), sites, plain=False)
 
 
 def inverted_residual(

@@ -333,7 +333,8 @@ def _function(shared: bool) -> tuple[onnx.FunctionProto, list[TensorProto]]:
     return helper.make_function("my", "norm", inputs, ["w"], [*constants, node], opsets), tensors
 
 
-def test_a_function_that_is_called_twice() -> None:
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_a_function_that_is_called_twice(method: Any) -> None:
     function, _ = _function(shared=False)
     outer_nodes = [helper.make_node("norm", ["v"], ["w"], domain="my")]
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
@@ -347,11 +348,44 @@ def test_a_function_that_is_called_twice() -> None:
     ]
     model = model_of(nodes, [shift], (None, CHANNELS), functions=[function, outer])
     x = samples(64, CHANNELS)
-    result = bnfold.recalibrate(model, x)
+    result = bnfold.recalibrate(model, x, method=method)
     have = everything(checked(result.model))
     assert_statistics((have["bn.mean"], have["bn.var"]), x, x + np.float32(5))
-    assert result.drift[0].scope == "my::norm"
+    assert result.drift[0].scope == "my::norm" and result.drift[0].count == 2 * 64
     assert result.model.graph.node == model.graph.node
+
+
+def test_exact_in_functions_sees_those_upstream_final() -> None:
+    """Two functions in a row, and a function that nobody calls."""
+    first, tensors = bn("v", "n", "first")
+    second, more = bn("v", "n", "second")
+    unused, rest = bn("v", "n", "unused")
+    opsets = [helper.make_opsetid("", 17)]
+    square = helper.make_node("Mul", ["n", "n"], ["w"])
+    functions = [
+        helper.make_function(
+            "my", node.name, ["v"], ["w"],
+            [*(helper.make_node("Constant", [], [t.name], value=t) for t in own), node, square], opsets,
+        )
+        for node, own in ((first, tensors), (second, more), (unused, rest))
+    ]  # fmt: skip
+    calls = [
+        helper.make_node("first", ["x"], ["m"], domain="my"),
+        helper.make_node("second", ["m"], ["y"], domain="my"),
+    ]
+    model = model_of(calls, [], (1, CHANNELS), functions=functions)
+    flat = model_of(
+        [bn("x", "n", "first")[0], helper.make_node("Mul", ["n", "n"], ["m"]), bn("m", "y", "second")[0]],
+        [*tensors, *more], (None, CHANNELS),
+    )  # fmt: skip
+    x = samples(64, CHANNELS)
+    result = bnfold.recalibrate(model, x)
+    assert result.method == "exact" and [one.name for one in result.drift] == ["first", "second"]
+    assert any("'unused' was never reached" in notice for notice in result.notices)
+    have, expected = everything(result.model), reference(flat, [x])
+    for name in ("first", "second"):
+        np.testing.assert_allclose(have[f"{name}.mean"], expected[name][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(have[f"{name}.var"], expected[name][1], rtol=1e-5)
 
 
 def test_statistics_that_a_function_is_given() -> None:

@@ -141,7 +141,7 @@ def recalibrate(
         task = _Task.of(original, options, freeze)
         inputs = ports(original.proto)[0]
         opened = open_data(data, inputs, batch_size=batch_size, samples=samples, seed=seed, images=images)
-        method, why = _settled(method, fixed_batch(inputs), task.sites)
+        method, why = _settled(method, fixed_batch(inputs), task)
         recipe = Recipe(unbiased, source_weight if method == "blend" else None)
         kept = None if checkpoint is None else _checkpoint(checkpoint, task, opened, method, recipe, provider)
         if method == "pooled":
@@ -234,12 +234,13 @@ def _copy(original: LoadedModel) -> LoadedModel:
     return LoadedModel(proto, original.weights, original.path)
 
 
-def _settled(method: Method, batch: int | None, sites: Sequence[Site]) -> tuple[Method, tuple[str, ...]]:
+def _settled(method: Method, batch: int | None, task: _Task) -> tuple[Method, tuple[str, ...]]:
     """The method, and why it is another one than was asked for, or should be."""
     if method != "pooled" or batch is None or batch >= SHORT:
         return method, ()
     few = f"the model takes {batch} samples at a time, too few to normalise by"
-    if any(site.scope.label for site in sites):  # where exact doesn't reach
+    with_bodies = any(scope.parent is not None for scope in task.graph.scopes)
+    if with_bodies and any(site.scope.label for site in task.sites):  # some may be where exact doesn't reach
         return method, (f"{few}: its statistics are rough",)
     return "exact", (f"{few}: the method is exact, not pooled",)
 

@@ -25,11 +25,10 @@ from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.cache import LARGE, Cache
 from bnfold.recalibrate.checkpoint import Checkpoint, Journal, Progress, sum_of
 from bnfold.recalibrate.data import Data
-from bnfold.recalibrate.levels import Levels, Types
+from bnfold.recalibrate.levels import Levels, Types, flattened
 from bnfold.recalibrate.measure import Measured, Recipe, is_plain, make_runner, must_run, run, take_in
 from bnfold.recalibrate.moments import Trace, pooled
 from bnfold.recalibrate.sites import Site
-from bnfold.verify.prepare import prepare
 from bnfold.verify.runtime import CUT, CannotRun, Feeds
 
 
@@ -52,7 +51,7 @@ def measure_exact(
     Raises: ModelError if the model can't be run, a BN is out of reach, or a statistic is not finite.
     """
     with must_run():
-        flat = prepare(model)
+        flat = flattened(model, sites)
     plan = Levels(flat, sites, is_plain(provider))
     journal = Journal(checkpoint, len(plan.observed))
     progress = journal.progress

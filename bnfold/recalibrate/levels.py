@@ -6,24 +6,26 @@ A value's level is the number of the segment that computes it: one more than the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from bnfold.errors import ModelError, quoted
 from bnfold.graph import Graph, Node
+from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.algebra import Widening, behind, covariance_nodes, widening
 from bnfold.recalibrate.checkpoint import Progress
 from bnfold.recalibrate.instrument import Names, Reading, moments_nodes
 from bnfold.recalibrate.measure import Recipe
 from bnfold.recalibrate.moments import Floats, Trace, side_by_side
-from bnfold.recalibrate.sites import MEAN, VARIANCE, Site
+from bnfold.recalibrate.sites import MEAN, VARIANCE, Site, batch_norms
 from bnfold.recalibrate.write import stored, to_inference
 from bnfold.verify.large import Model
-from bnfold.verify.runtime import Cutter, Feeds, producers, reads
+from bnfold.verify.prepare import prepare
+from bnfold.verify.runtime import Cutter, Feeds, bodies, producers, reads
 
 # Of a Concat whose parts are channels.
 CHANNEL_AXIS = 1
@@ -312,14 +314,39 @@ def _note(last: dict[str, int], name: str, level: int) -> None:
     last[name] = max(last.get(name, -1), level)
 
 
+def flattened(model: LoadedModel, sites: Sequence[Site]) -> Model:
+    """A flat copy of a model, whose BNs bear the numbers of their sites: inlining gives nodes and values new names.
+
+    Raises: CannotRun.
+    """
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    numbers = {place: number for number, site in enumerate(sites) for place in site.places}
+    for scope, node in batch_norms(Graph(proto)):
+        number = numbers.get((scope, node.index))
+        node.proto.doc_string = "" if number is None else str(number)
+    return prepare(LoadedModel(proto, model.weights, model.path))
+
+
 def _uses(proto: ModelProto, sites: Sequence[Site]) -> list[tuple[NodeProto, int]]:
     """The nodes of the sites in a flat copy, each with the number of its site."""
-    numbers: dict[str, int] = {}
-    for number, site in enumerate(sites):
-        what = f"is in {quoted(site.scope.label)}, where no segment can end" if site.scope.label else ""
+    for site in sites:
         if site.element_type == TensorProto.BFLOAT16:
-            what = "normalises bfloat16, which ONNX Runtime gives nobody to keep between segments"
-        if what:
-            raise ModelError(f"{what}; use the method pooled, or skip it", where=f"node {quoted(site.name)}")
-        numbers |= {node.proto.output[0]: number for node in site.nodes}
-    return [(node, numbers[name]) for node in proto.graph.node for name in node.output[:1] if name in numbers]
+            _refuse(site, "normalises bfloat16, which ONNX Runtime gives nobody to keep between segments")
+    for node in proto.graph.node:
+        for inner in (inner for body in bodies(node) for inner in _within(body)):
+            if inner.op_type == "BatchNormalization" and inner.doc_string:
+                _refuse(sites[int(inner.doc_string)], f"is in a body of {node.op_type}, where no segment can end")
+    norms = [node for node in proto.graph.node if node.op_type == "BatchNormalization"]
+    return [(node, int(node.doc_string)) for node in norms if node.doc_string]
+
+
+def _within(body: GraphProto) -> Iterator[NodeProto]:
+    for node in body.node:
+        yield node
+        for inner in bodies(node):
+            yield from _within(inner)
+
+
+def _refuse(site: Site, what: str) -> NoReturn:
+    raise ModelError(f"{what}; use the method pooled, or skip it", where=f"node {quoted(site.name)}")

@@ -163,9 +163,9 @@ def side_by_side(traces: Sequence[Trace]) -> Trace:
 
 
 def pooled(traces: Sequence[Trace]) -> Trace:
-    """All values of several traces of the same batches: those of a BN that is applied several times."""
-    if len(traces) == 1:
-        return traces[0]
+    """All values of several traces of the same batches: those of a BN that is applied several times, or never."""
+    if len(traces) < 2:
+        return traces[0] if traces else Trace()
     result = Trace(size=traces[0].size, filled=traces[0].filled)
     result.blocks = [Moments() for _ in traces[0].blocks]
     for trace in traces:
