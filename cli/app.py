@@ -82,6 +82,12 @@ Examples:
   bnfold insert m.onnx --data d.npz:x --training-nodes --upgrade
 """
 
+KEPT = (
+    "BN that can't go whole: 'reduce' it to an Add (Mul) where its scale (shift) can go; 'keep' it; 'affine': reduce, "
+    "and write what stays as Mul and Add; 'auto': reduce, but not between Convs of images, where ONNX Runtime is "
+    "slower with an Add."
+)
+
 # Plain help: rich's boxes would take more than half of the time of `bnfold --help`.
 app = typer.Typer(
     rich_markup_mode=None,
@@ -134,8 +140,8 @@ def fold(
         bool, typer.Option("--no-merge", help="Keep parallel branches: don't make one node of several.")
     ] = False,
     kept: Annotated[
-        str, typer.Option("--kept", metavar="HOW", help="BN that can't go whole: 'reduce' (to an Add) or 'keep'.")
-    ] = "reduce",
+        str, typer.Option("--kept", metavar="HOW", help=KEPT)
+    ] = "auto",
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="PATTERN", help="Fold only nodes with such a name (* ? [...]); repeatable."),

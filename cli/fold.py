@@ -36,8 +36,6 @@ def run(
     choose_one(("--in-place", in_place), ("--output", output is not None))
     if verify not in ("usual", "full"):
         raise UsageError(f"--verify is 'usual' or 'full', not {quoted(verify)}")
-    if kept not in ("reduce", "keep"):
-        raise UsageError(f"--kept is 'reduce' or 'keep', not {quoted(kept)}")
     choose_one(("--verify full", verify == "full"), ("--no-verify", no_verify))
     choose_one(("--require-verify", require_verify), ("--no-verify", no_verify))
     place = target(model, output, in_place, "folded")
@@ -45,7 +43,9 @@ def run(
 
     with render.progress(quiet=quiet, verbose=verbose):
         import bnfold
+        from bnfold.fold.kept import read_kept
 
+        chosen = read_kept(kept, "--kept")
         if not dry_run and os.path.exists(model):  # soon, rather than after minutes of work
             from bnfold.atomic import check_output
 
@@ -53,7 +53,7 @@ def run(
         result = bnfold.fold(
             model, only=only, skip=skip, verify="full" if verify == "full" else not no_verify,
             require_verify=require_verify, keep_overridable=keep_overridable, merge=not no_merge,
-            kept="keep" if kept == "keep" else "reduce",
+            kept=chosen,
         )  # fmt: skip
         files = [] if dry_run else result.save(place, overwrite=overwrite)
 

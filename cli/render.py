@@ -148,7 +148,7 @@ def folded(
 def _counts(result: FoldResult) -> Iterator[Row]:
     report = result.report
     reduced = sum(entry.outcome == "reduced" for entry in report.folded)
-    note = f", {reduced} of them to an Add or a Mul" if reduced else ""
+    note = f", {reduced} of them to Add or Mul" if reduced else ""
     yield "BN", _change(report.before.batch_norms, report.after.batch_norms) + note
     yield "ops", f"{_change(report.before.per_channel_ops, report.after.per_channel_ops)} {PER_CHANNEL}"
     yield "nodes", _change(report.nodes_before, report.nodes_after)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
 from onnx import ModelProto
@@ -23,6 +22,7 @@ from onnx import ModelProto
 from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
+from bnfold.fold.kept import Kept
 from bnfold.fold.merge import Merging, Spoiled, merge_model
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
@@ -46,7 +46,7 @@ class Options:
         skip: patterns of node names that stay untouched.
         keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
         merge: whether parallel branches become one node.
-        kept: what becomes of a BN that can't go whole: 'reduce' it to an Add or Mul where that much can go, 'keep' it.
+        kept: what becomes of a BN that can't go whole (`bnfold.fold.kept`).
         largest_shift: by how many times its usual size a value that several read may be shifted.
     """
 
@@ -54,7 +54,7 @@ class Options:
     skip: Sequence[str] = ()
     keep_overridable: bool = False
     merge: bool = True
-    kept: Literal["reduce", "keep"] = "reduce"
+    kept: Kept = "auto"
     largest_shift: float = LARGEST_SHIFT
 
     def chosen(self, node: Node) -> bool:
@@ -112,7 +112,7 @@ def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) 
         ties = Ties(scope, shapes, shapes.constants(scope), options.chosen)
         ties.barred.update({node: (refusal.code, refusal.sentence) for node, refusal in stay.items()})
         tie_scope(ties)
-        plan = make_plan(ties, accept(ties, reduce=options.kept == "reduce"))
+        plan = make_plan(ties, accept(ties, options.kept), write_out=options.kept == "affine")
         found = objections(plan, options.largest_shift)
         if not found:
             return plan

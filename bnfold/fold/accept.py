@@ -10,17 +10,23 @@ only one linear node feeds never compete: they became part of it when its ties w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
+from bnfold.fold.kept import Kept, blocked_values, stays_blocked
 from bnfold.fold.ties import FIXED, OUTPUT, Affine, Ties
 from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
 BOTH, SCALE, SHIFT = "both", "scale", "shift"  # what of an op goes
+
+_SLOWER = {
+    SCALE: "; its scale alone could go (--kept reduce), but ONNX Runtime is slower with the Add that this leaves",
+    SHIFT: "; its shift alone could go (--kept reduce), but ONNX Runtime is slower with the Mul that this leaves",
+}
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,12 @@ class Decision:
     dead: dict[Affine, list[Dead]] = field(default_factory=dict)
 
 
-def accept(ties: Ties, reduce: bool = True) -> Decision:
+def accept(ties: Ties, kept: Kept = "reduce") -> Decision:
     """Decide on all affine ops of the scope; the solver is left in the state of the decision.
 
     Args:
         ties: all ties of the scope.
-        reduce: whether a BN that can't go whole may go in part.
+        kept: what becomes of a BN that can't go whole.
     """
     ops = ties.affines
     trial = _Run(ties)
@@ -63,7 +69,7 @@ def accept(ties: Ties, reduce: bool = True) -> Decision:
             trial.undo()
         trial = _Run(ties)
         trial.offer_all(_best_order(regions, orders, outcomes))
-    trial.offer_parts(reduce)
+    trial.offer_parts(kept)
     return trial.decision
 
 
@@ -80,7 +86,7 @@ def _best_order(regions: dict[Affine, int], orders: list[list[Affine]], outcomes
 
 def _worth(op: Affine) -> int:
     """How many ops it leaves if it stays: a chain with a BN becomes one BN."""
-    return 1 if any(node.op == "BatchNormalization" for node in op.nodes) else sum(op.absorbs)
+    return 1 if op.is_norm else sum(op.absorbs)
 
 
 def _regions(ties: Ties) -> dict[Affine, int]:
@@ -135,19 +141,28 @@ class _Run:
             else:
                 self.decision.refused[op] = refusal
 
-    def offer_parts(self, reduce: bool) -> None:
+    def offer_parts(self, kept: Kept) -> None:
         """Where not both can go, the scale alone may (then an Add is left), or the shift (then a Mul is left)."""
+        blocked = blocked_values(self.ties.scope) if kept == "auto" and self.decision.refused else set()
         for op in list(self.decision.refused):
-            if not reduce and any(node.op == "BatchNormalization" for node in op.nodes):
-                continue
             if op.nodes[0] in self.ties.barred or (op.a == 0).any() or op.nodes[0].opset < 7:
                 continue
-            if not any(op.absorbs) or not _worth_a_part(op):
+            if not any(op.absorbs) or not _worth_a_part(op) or (op.is_norm and kept == "keep"):
                 continue
-            for part in (SCALE, SHIFT):
-                if self._offer(op, part) is None:
-                    self.decision.accepted[op] = part
-                    break
+            marks = self.ties.scale.mark(), self.ties.shift.mark()
+            part = next((part for part in (SCALE, SHIFT) if self._offer(op, part) is None), None)
+            if part is not None and stays_blocked(op, blocked):
+                self._retract(marks)
+                refusal = self.decision.refused[op]
+                self.decision.refused[op] = replace(refusal, sentence=refusal.sentence + _SLOWER[part])
+            elif part is not None:
+                self.decision.accepted[op] = part
+
+    def _retract(self, marks: tuple[int, int]) -> None:
+        """Leave no trace of the last offer, which was accepted."""
+        self.ties.scale.rollback(marks[0])
+        self.ties.shift.rollback(marks[1])
+        self.ties.sums.undo(self._logs.pop())
 
     def _offer(self, op: Affine, part: str) -> Refusal | None:
         ties = self.ties
