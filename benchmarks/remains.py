@@ -3,7 +3,8 @@
     python benchmarks/remains.py [--runs 25] [--threads 1 2] [--batch 1] [--only NAME]
 
 Each block is a small network with the same place three times, and each form a way to write what has to be computed
-there; the forms run in turn, and a cell is the block's speed relative to the BN (CPU time of the process, medians).
+there.  The forms run in turn; a cell is the block's speed relative to the BN, by CPU time of the process: the median of
+the ratios of runs next to each other.
 
     BN         the BatchNormalization itself
     Add        its scale has moved into the neighbours, its shift is left
@@ -18,7 +19,6 @@ there; the forms run in turn, and a cell is the block's speed relative to the BN
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -147,8 +147,9 @@ def main() -> int:
             if arguments.only not in name:
                 continue
             seconds = measure(build, has, (arguments.batch, *shape), threads, arguments.runs)
-            cells = [f"{seconds['BN'] / seconds[form]:.2f} ×" if form in seconds else "" for form in forms[1:]]
-            rows.append([name, f"{1000 * seconds['BN']:.2f} ms", *cells])
+            norm = seconds["BN"]
+            cells = [f"{np.median(norm / seconds[form]):.2f} ×" if form in seconds else "" for form in forms[1:]]
+            rows.append([name, f"{1000 * np.median(norm):.2f} ms", *cells])
             print(rows[-1], file=sys.stderr)
         print(table(["block", *forms], rows))
     return 0
@@ -156,8 +157,8 @@ def main() -> int:
 
 def measure(
     build: Callable[[Block], str], forms: tuple[str, ...], shape: tuple[int, ...], threads: int, runs: int
-) -> dict[str, float]:
-    """Median CPU seconds of each form; they take turns, and begin in turn."""
+) -> dict[str, Any]:
+    """CPU seconds of each form in every round; they take turns, and begin in turn."""
     sessions = {form: session(build, form, shape, threads) for form in forms}
     feeds = {"input": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     seconds: dict[str, list[float]] = {form: [] for form in forms}
@@ -167,7 +168,7 @@ def measure(
             start = time.process_time()
             sessions[form].run(None, feeds)
             seconds[form].append(time.process_time() - start)
-    return {form: statistics.median(times[WARM_UP:]) for form, times in seconds.items()}
+    return {form: np.array(times[WARM_UP:]) for form, times in seconds.items()}
 
 
 def session(build: Callable[[Block], str], form: str, shape: tuple[int, ...], threads: int) -> Any:

@@ -218,9 +218,10 @@ def _worth_a_part(op: Affine) -> bool:
 def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     """A refusal in words: what is in the way in front of the op, and behind it."""
     own = {node.index for node in op.nodes}
-    obstacle = next((ties.node_of(tag) for tag in conflict.tags if tag >= 0 and tag not in own), None)
-    if obstacle is not None:
-        behind = _in_the_way(ties, obstacle, conflict, system)
+    tags = [tag for tag in dict.fromkeys(conflict.tags) if tag >= 0 and tag not in own]
+    obstacles = [node for tag in tags if (node := ties.node_of(tag)) is not None]
+    if obstacles:
+        behind = _in_the_way(ties, obstacles, conflict, system)
     elif OUTPUT in conflict.tags:
         behind = Refusal("graph-output", None, "what would change is seen outside: an output, or a body that reads it")
     else:
@@ -236,13 +237,18 @@ def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     return Refusal(code, producer.name, f"{sentence}; behind it {behind.sentence}")
 
 
-def _in_the_way(ties: Ties, obstacle: Node, conflict: Conflict, system: str) -> Refusal:
+def _in_the_way(ties: Ties, obstacles: list[Node], conflict: Conflict, system: str) -> Refusal:
+    """The refusal for what has made both sides of the op known: padding first, since only the shift runs into it."""
+    padded = {row.node for row in ties.linears} if system == "shift" else set()
+    obstacle, *others = sorted(obstacles, key=lambda node: node not in padded)
     name = f"{obstacle.op} {quoted(obstacle.name)}"
     if conflict.kind == "sign":
         sentence = f"{name} lets only positive scales through, {conflict.count} channels need a negative one"
         return Refusal("sign", obstacle.name, sentence)
     if obstacle.op == "BatchNormalization" or any(obstacle in other.nodes for other in ties.affines):
         return Refusal(f"two-{system}s", obstacle.name, f"{name} already asks for another {system} of the same value")
-    if system == "shift" and any(row.node is obstacle for row in ties.linears):
-        return Refusal("zero-padding", obstacle.name, f"{name} pads with zeros: a shift would be wrong at the border")
-    return Refusal(f"{system}-in-the-way", obstacle.name, f"no such {system} passes {name}")
+    besides = f"; nor does one pass {others[0].op} {quoted(others[0].name)}" if others else ""
+    if obstacle in padded:
+        sentence = f"{name} pads with zeros: a shift would be wrong at the border{besides}"
+        return Refusal("zero-padding", obstacle.name, sentence)
+    return Refusal(f"{system}-in-the-way", obstacle.name, f"no such {system} passes {name}{besides}")
