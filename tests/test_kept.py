@@ -13,9 +13,13 @@ from oracle import assert_same_function
 from probe_text import Probe
 from probes import as_function
 from test_merge import folded
+from test_static_proof import moved_by, spoil
 
 import bnfold
-from bnfold.errors import UsageError
+from bnfold.errors import NotEquivalentError, UsageError
+from bnfold.fold import Options, fold_model
+from bnfold.model_file import wrap
+from bnfold.verify.static import prove
 
 
 def ops(model: ModelProto) -> list[str]:
@@ -100,6 +104,16 @@ def test_stays(name: str) -> None:
     result, report = folded(model, kept="affine")
     assert result == model
     assert [entry.reason for entry in report.kept] == [code]
+
+
+@pytest.mark.parametrize("role", ["Mul", "Add"])
+def test_the_static_proof_sees_a_wrong_constant(role: str) -> None:
+    original = wrap(Probe("affine-proof", "", f"x[N,4,5,3] -> y | {TWO}").model())
+    folding = fold_model(original, Options(kept="affine"))
+    assert prove(folding.rewrite, folding.model.weights).worst_ulp <= 0.5
+    spoil(folding, role, 0, moved_by(3))
+    with pytest.raises(NotEquivalentError, match="units in the last place"):
+        prove(folding.rewrite, folding.model.weights)
 
 
 def test_written_out_before_opset_7() -> None:
