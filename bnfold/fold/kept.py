@@ -8,7 +8,7 @@
 `auto` is what `benchmarks/remains.py` measures.  Between Convs of images ONNX Runtime's CPU provider computes a BN,
 with the Relu behind it, in the layout that its Convs work in (NCHWc).  It has no Add or Mul by a constant there: values
 are brought out of that layout and back, which costs more than the BN did.  Elsewhere an Add costs what a BN does, or
-less: two thirds of it, or half, where there is no space (batch, channels).
+less (0.9 times it in an MLP).
 
 `affine` is for runtimes and quantisers without BN.  BN of mean 0, variance 1 and epsilon 0 is no form of its own: it is
 the same op for every runtime, and statistics measured for it later would be divided out a second time.
