@@ -28,7 +28,9 @@ def _entries(plan: Plan) -> Iterator[tuple[Node, Entry]]:
         for node in linear.linear.chain.nodes if linear.linear.chain else ():
             told.add(node)
             if not (node.op in ("Add", "Sub") and linear.needs_bias and linear.linear.bias_input is None):
-                yield node, _entry(plan, node, "folded", "backward", (linear.linear.node.name,))
+                kept = linear.linear.quantised
+                note = f", the scale of its {kept.kind} weight" if kept is not None and linear.changes_weight else ""
+                yield node, _entry(plan, node, "folded", "backward", (linear.linear.node.name,), note)
     takers = _takers(plan) if plan.affines else {}
     for edit in plan.affines:
         for node in edit.op.nodes:
