@@ -193,11 +193,13 @@ def _integer_notices(done: list[Requantised]) -> Iterator[str]:
     factors = [row_factors(item.edit) for item in done if item.role == "weight"]
     if factors:
         changed, count = sum(int((rows <= 0).sum()) for rows in factors), sum(rows.size for rows in factors)
+        kept = "1 weight" if len(factors) == 1 else f"{len(factors)} weights"
         but = f", but for {changed} of {count} output channels that are negated or zero" if changed else ""
-        yield f"{len(factors)} weights kept as integers took a factor in their scale; the integers are the same{but}"
+        yield f"{kept} kept as integers took a factor in the scale; the integers are the same{but}"
     rounded = [item.rounding for item in done if item.role == "bias" and not only_scales(item.edit)]
     if rounded:
-        yield f"{len(rounded)} int32 biases took a shift and were rounded to their steps, by at most {max(rounded):.2g}"
+        kept = "1 int32 bias" if len(rounded) == 1 else f"{len(rounded)} int32 biases"
+        yield f"{kept} took a shift, rounded to the steps of an integer kernel: by at most {max(rounded):.2g}"
 
 
 def _frozen_notices(model: LoadedModel, done: Rewrite) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 CODE = "quantised-weight"
 # Opset from which on a DequantizeLinear has an axis, and so a scale for each of its entries.
 PER_AXIS = 13
+# Integer kernels take a bias in steps of (input's scale) * (weight's scale); quantisers write that product as float32.
+SAME_STEP = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class Quantised:
     """How integers stand for a constant.
 
     axis, block: along which axis the scale lies, and how many neighbours share an entry of it (0: none do).
+    is_stored: False where a QuantizeLinear makes the integers of constant floats, as training with rounded weights
+        leaves it.
     row_axis: the tensor's axis along which each row has, or can be given, a scale of its own; None: there is none.
     """
 
@@ -50,6 +54,7 @@ class Quantised:
     zero_point: Array | None
     axis: int
     block: int
+    is_stored: bool = True
     row_axis: int | None = None
 
     @property
@@ -92,10 +97,15 @@ def wide(dtype: Any) -> Any:
 def read_quantised(ties: Ties, value: Value) -> Quantised | str:
     """The integers behind a constant; or why nothing can go into their scale, as a sentence."""
     node = value.producer
-    if value.outer is not None or node is None or node.op != "DequantizeLinear":
+    if value.outer is not None:
+        return "the weight is kept as integers behind a DequantizeLinear outside of this body"
+    if node is None or node.op != "DequantizeLinear":
         return "the weight is kept as integers behind a DequantizeLinear, and other ops are between"
-    if node.input(0) is None or ties.constants.tensor(node.input(0)) is None:  # type: ignore[arg-type]
-        return "the weight's integers are computed while the model runs"
+    kept = node.input(0)
+    maker = None if kept is None else kept.producer
+    is_stored = kept is not None and ties.constants.tensor(kept) is not None
+    if not is_stored and (maker is None or maker.op != "QuantizeLinear"):
+        return "the weight is kept as integers that other ops compute"
     integers, scale, zero_point = (ties.array(node.input(k)) for k in range(3))
     if integers is None or scale is None or (zero_point is None and node.input(2) is not None):
         return "the weight is kept as integers, whose scale or zero point is no constant"
@@ -107,7 +117,7 @@ def read_quantised(ties: Ties, value: Value) -> Quantised | str:
         axis = 0
     elif not 0 <= axis < integers.ndim or node.opset < PER_AXIS:
         return "the weight is kept as integers, whose scale doesn't fit them"
-    found = Quantised(node, integers, scale, zero_point, axis, block)
+    found = Quantised(node, integers, scale, zero_point, axis, block, is_stored)
     try:
         for part in (scale,) if zero_point is None else (scale, zero_point):
             np.broadcast_to(lay_out(part, integers.shape, axis, block), integers.shape)
@@ -116,16 +126,12 @@ def read_quantised(ties: Ties, value: Value) -> Quantised | str:
     return found
 
 
-def read_bias(ties: Ties, value: Value) -> Quantised | str:
-    """The same for a bias: a vector of int32."""
+def read_bias(ties: Ties, value: Value) -> Quantised | None:
+    """The int32 behind a bias, if it is as integer kernels have it: a vector in steps, around 0."""
     found = read_quantised(ties, value)
-    if isinstance(found, str):
-        return found.replace("the weight", "the bias", 1)
-    if found.kind != "int32" or found.integers.ndim != 1 or found.block or np.any(found.zeros()):
-        return f"the bias is kept as {found.kind} behind a DequantizeLinear, and not as a vector of int32"
-    if not (found.scale > 0).all():
-        return "the bias is kept as integers, whose scale is not above 0"
-    return found
+    if isinstance(found, str) or found.kind != "int32" or found.integers.ndim != 1 or found.block:
+        return None
+    return found if (found.scale > 0).all() and not np.any(found.zeros()) else None
 
 
 def _row_axis(linear: Linear, quantised: Quantised) -> int | None:
@@ -283,7 +289,7 @@ def weight_changes(edit: LinearEdit, quantised: Quantised) -> Changes:
     factors = row_factors(edit)
     exact, axis = new_scale(quantised, factors)
     found = [_scale_change(edit, quantised, exact, axis)]
-    if (factors <= 0).any() or edit.dead_columns.size:
+    if (factors <= 0).any() or edit.dead_columns.size or not quantised.is_stored:
         dtype, shape = quantised.integers.dtype, quantised.integers.shape
         key = np.sign(factors).tobytes() + edit.dead_columns.tobytes() + repr(edit.linear.view).encode()
 
@@ -319,6 +325,26 @@ def bias_changes(edit: LinearEdit, quantised: Quantised, exact: Floats) -> Chang
     if not np.array_equal(content, quantised.integers):
         changes.append(Change(0, "integers", content, content.shape, content.dtype, content.tobytes()))
     return Changes(changes, axis, float(np.abs(steps * whole - exact).max(initial=0.0)))
+
+
+def stays_integer(ties: Ties, edit: LinearEdit) -> bool:
+    """True if an int32 bias stays one: exactly, or rounded to steps that an integer kernel asks for.
+
+    Its steps are those of the sum then, scale_x * scale_w.  Any other int32 bias that takes a shift becomes floats,
+    which costs no kernel and no digit.
+    """
+    linear = edit.linear
+    bias, weight, maker = linear.quantised_bias, linear.quantised, linear.source.producer if linear.source else None
+    if bias is None or only_scales(edit):
+        return bias is not None
+    if weight is None or weight.block or maker is None or maker.op != "DequantizeLinear":
+        return False
+    step = ties.array(maker.input(1))
+    if step is None or step.size != 1:
+        return False
+    wanted = step.astype(np.float64).ravel() * weight.scale.astype(np.float64).ravel()
+    fits = bias.integers.size == edit.scale.size and bias.scale.size in (1, wanted.size)
+    return fits and np.allclose(bias.scale, wanted, rtol=SAME_STEP, atol=0)
 
 
 def only_scales(edit: LinearEdit) -> bool:

@@ -19,7 +19,7 @@ from bnfold.constants import Array, unit_roundoff
 from bnfold.fold.ops.affine import epsilon_of
 from bnfold.fold.parameters import new_bias, shifted, spread, stored, weight_blocks
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
-from bnfold.fold.quantised import Changes, Quantised, bias_changes, weight_changes
+from bnfold.fold.quantised import Changes, Quantised, bias_changes, stays_integer, weight_changes
 from bnfold.fold.union_find import Floats
 from bnfold.fold.wiring import Wiring, freeze, own_producer, read_names, relied_on, remove_beta, set_axis, sweep
 from bnfold.graph import Graph, Node, Scope, Value
@@ -116,7 +116,7 @@ def _linear_requests(plan: Plan, edit: LinearEdit) -> Iterable[_Request]:
     assert weight is not None
     index = next(k for k, value in enumerate(node.inputs) if value is linear.weight)
     bias = None
-    if not linear.table and edit.changes_bias and linear.quantised_bias is None:
+    if not linear.table and edit.changes_bias and not stays_integer(plan.ties, edit):
         has_one = linear.bias_input is not None and node.input(linear.bias_input) is not None
         bias = _bias_request(plan, edit, weight) if has_one or edit.needs_bias else None
     if linear.quantised is None and (edit.changes_weight or (linear.table and edit.changes_bias)):
@@ -192,7 +192,7 @@ def _integer_requests(graph: Graph, plan: Plan, edit: LinearEdit, result: Rewrit
     found: list[tuple[str, Value, Quantised, Changes]] = []
     if linear.quantised is not None and edit.changes_weight:
         found.append(("weight", linear.weight, linear.quantised, weight_changes(edit, linear.quantised)))
-    if linear.quantised_bias is not None and edit.changes_bias:
+    if linear.quantised_bias is not None and edit.changes_bias and stays_integer(plan.ties, edit):
         assert linear.bias_input is not None
         value = linear.node.input(linear.bias_input)
         assert value is not None

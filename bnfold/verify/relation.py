@@ -24,7 +24,7 @@ from onnx import ModelProto
 from bnfold.constants import Array, is_floating, unit_roundoff
 from bnfold.errors import quoted
 from bnfold.fold.plan import Plan
-from bnfold.fold.quantised import only_scales
+from bnfold.fold.quantised import only_scales, stays_integer
 from bnfold.fold.union_find import Floats
 from bnfold.model_file import LoadedModel, to_proto, wrap
 from bnfold.verify.large import parted
@@ -151,12 +151,9 @@ def _add_noise(
 
 def _rounded_biases(plan: Plan) -> set[str]:
     """Names of the int32 biases that took a shift: they are right to half a step."""
-    edits = [edit for edit in plan.linears if edit.linear.quantised_bias is not None and edit.changes_bias]
-    sources = [
-        edit.linear.quantised_bias.node.input(0)
-        for edit in edits
-        if edit.linear.quantised_bias is not None and not only_scales(edit)
-    ]
+    edits = [edit for edit in plan.linears if edit.changes_bias and not only_scales(edit)]
+    kept = [edit.linear.quantised_bias for edit in edits if stays_integer(plan.ties, edit)]
+    sources = [bias.node.input(0) for bias in kept if bias is not None]
     return {value.name for value in sources if value is not None}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.constants import is_floating
+from bnfold.constants import Array, is_floating
 from bnfold.fold.ops.affine import read_chain
 from bnfold.fold.quantised import CODE, read_bias, read_quantised, restrict
 from bnfold.fold.ties import FIXED, Coordinates, Linear, Ties, rule
@@ -32,9 +32,7 @@ def add_linear(ties: Ties, linear: Linear) -> None:
         linear = replace(linear, quantised=quantised)
     bias = None if linear.bias_input is None else linear.node.input(linear.bias_input)
     if bias is not None and is_dequantised(ties, bias):
-        quantised_bias = read_bias(ties, bias)
-        assert not isinstance(quantised_bias, str)
-        linear = replace(linear, quantised_bias=quantised_bias)
+        linear = replace(linear, quantised_bias=read_bias(ties, bias))
     if chain is not None:
         linear = replace(linear, chain=chain)
         ties.absorbed.update(chain.nodes)
@@ -78,7 +76,7 @@ def weight_of(
 def constant_bias(ties: Ties, node: Node, index: int, allowed: Any, *, integers: bool = False) -> bool:
     """True if the node has no bias, or one that is constant and of an allowed shape.
 
-    integers: whether it may be kept as int32 behind a DequantizeLinear.
+    integers: whether it may be kept as integers behind a DequantizeLinear.
     """
     value = node.input(index)
     if value is None:
@@ -87,12 +85,9 @@ def constant_bias(ties: Ties, node: Node, index: int, allowed: Any, *, integers:
     if array is None:
         ties.refused[node] = ("dynamic-bias", "the bias is computed while the model runs")
         return False
-    if is_dequantised(ties, value):
-        found = read_bias(ties, value)
-        if not integers or isinstance(found, str):
-            sentence = found if isinstance(found, str) else "the bias is kept as integers behind a DequantizeLinear"
-            ties.refused[node] = (CODE, sentence)
-            return False
+    if is_dequantised(ties, value) and not integers:
+        ties.refused[node] = (CODE, "the bias is kept as integers behind a DequantizeLinear")
+        return False
     return is_floating(array) and bool(allowed(array))
 
 
@@ -210,8 +205,11 @@ def gemm(ties: Ties, node: Node) -> bool:
     beta = float(node.attribute("beta", 1.0))
     if node.opset < 7 and not node.attribute("broadcast", 0) and node.input(2) is not None:
         return False  # before opset 7 an unbroadcast C has the full shape of the result
-    shapes = lambda c: c.ndim <= 2 and (c.ndim == 0 or c.shape[-1] in (1, rows))  # noqa: E731
-    if not constant_bias(ties, node, 2, shapes, integers=True):
+
+    def fits(c: Array) -> bool:
+        return c.ndim <= 2 and (c.ndim == 0 or c.shape[-1] in (1, rows))
+
+    if not constant_bias(ties, node, 2, fits, integers=True):
         return False
     columns = columns_of(ties, node, source, -2 if node.attribute("transA", 0) else -1, size, 2)
     if columns is None:
