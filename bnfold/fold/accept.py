@@ -204,7 +204,7 @@ def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     """A refusal in words: what is in the way in front of the op, and behind it."""
     own = {node.index for node in op.nodes}
     obstacle = next((ties.node_of(tag) for tag in conflict.tags if tag >= 0 and tag not in own), None)
-    limit = _limit(ties, op, conflict, obstacle) if system == "scale" else None
+    limit = _limit(ties, op, conflict, obstacle, system)
     if limit is not None:
         name = f"{limit.node.op} {quoted(limit.node.name)}"
         return Refusal(limit.code, limit.node.name, f"{name} can't take it in: {limit.sentence}")
@@ -225,9 +225,13 @@ def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     return Refusal(code, producer.name, f"{sentence}; behind it {behind.sentence}")
 
 
-def _limit(ties: Ties, op: Affine, conflict: Conflict, obstacle: Node | None) -> Limit | None:
-    """The storage of a weight that is in the way, if nothing else is."""
+def _limit(ties: Ties, op: Affine, conflict: Conflict, obstacle: Node | None, system: str) -> Limit | None:
+    """The integers that are in the way: right in front of an op, or if nothing else is."""
     of_kind = [limit for limit in ties.limits if limit.kind == conflict.kind]
+    if op.source.producer is not None and op.source.producer.op == "DequantizeLinear":
+        return next((limit for limit in ties.limits if limit.node is op.source.producer), None)
+    if system != "scale":
+        return None
     if obstacle is not None or not of_kind:
         return next((limit for limit in of_kind if limit.node is obstacle), None)
     own = [np.ravel(ties.of(value).scale) for value in (op.source, op.target)]

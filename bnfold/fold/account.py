@@ -94,6 +94,9 @@ def _takers(plan: Plan) -> dict[tuple[str, int], list[str]]:
         if edit.changes_weight or edit.changes_bias:
             enter(edit.linear.rows, edit.linear.node.name)
             enter(edit.linear.columns, edit.linear.node.name)
+    for step in plan.steps:
+        if step.factor != 1:
+            enter(step.step.held, step.step.node.name)
     for affine in plan.affines:
         if affine.left == "all":
             enter(plan.ties.of(affine.op.source), affine.op.nodes[0].name)

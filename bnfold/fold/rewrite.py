@@ -18,13 +18,16 @@ from onnx import TensorProto, helper
 from bnfold.constants import Array, unit_roundoff
 from bnfold.fold.ops.affine import epsilon_of
 from bnfold.fold.parameters import new_bias, shifted, spread, stored, weight_blocks
-from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.plan import AffineEdit, LinearEdit, Plan, StepEdit
 from bnfold.fold.quantised import Changes, Quantised, bias_changes, stays_integer, weight_changes
 from bnfold.fold.union_find import Floats
 from bnfold.fold.wiring import Wiring, freeze, own_producer, read_names, relied_on, remove_beta, set_axis, sweep
 from bnfold.graph import Graph, Node, Scope, Value
 from bnfold.storage import fill, new_tensor, tensors_of
 from bnfold.weights import Weights
+
+# What a new parameter is made for.
+Edit = LinearEdit | AffineEdit | StepEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +36,7 @@ class Rewritten:
 
     tensor: TensorProto
     node: Node
-    edit: LinearEdit | AffineEdit
+    edit: Edit
     role: str  # weight, bias, constant, scale, mean …
     source: Array | None  # the old weight
     noise: Any  # of a weight: rounding noise of the rows' outputs from elsewhere; of a bias: what tells its own
@@ -46,7 +49,7 @@ class _Request:
 
     node: Node
     index: int
-    edit: LinearEdit | AffineEdit
+    edit: Edit
     role: str
     source: Value | None  # the constant that stood there
     key: bytes  # equal keys of one source: equal content
@@ -96,6 +99,7 @@ def rewrite(graph: Graph, weights: Weights, plans: list[Plan]) -> Rewrite:
         requests += [r for edit in plan.linears for r in _linear_requests(plan, edit)]
         requests += [r for edit in plan.linears for r in _integer_requests(graph, plan, edit, result)]
         requests += [r for edit in plan.affines for r in _affine_requests(plan, edit)]
+        requests += [r for edit in plan.steps for r in _step_requests(plan, edit)]
     store = _Store(graph, weights, result)
     store.place(requests)
     for item in result.requantised:
@@ -232,6 +236,19 @@ def _affine_requests(plan: Plan, edit: AffineEdit) -> Iterable[_Request]:
         yield _Request(node, -1, edit, role, None, content.tobytes(), content.shape, content, dtype, f"{name}.{role}")
 
 
+def _step_requests(plan: Plan, edit: StepEdit) -> Iterable[_Request]:
+    """Steps of another size, for values that are stored in another scale."""
+    node = edit.step.node
+    source, old = node.input(1), plan.ties.array(node.input(1))
+    assert source is not None
+    assert old is not None
+    if edit.factor != 1:
+        content = stored(old.astype(np.float64) * edit.factor, old.dtype, node, lambda: np.zeros(()))
+        yield _Request(
+            node, 1, edit, "step", source, content.tobytes(), content.shape, content, old.dtype, source.name, old
+        )
+
+
 def _norm_requests(plan: Plan, edit: AffineEdit, norm: Node) -> Iterable[_Request]:
     """A BN that stays: its variance does too, y' = gamma' (x' - mean') / sqrt(var + eps) + beta'."""
     arrays = [plan.ties.array(norm.input(k)) for k in range(1, 5)]
@@ -287,7 +304,7 @@ class _Store:
         self._graph = graph
         self._weights = weights
         self._result = result
-        self.created: dict[tuple[LinearEdit | AffineEdit, str], str] = {}
+        self.created: dict[tuple[Edit, str], str] = {}
         self._home = {value: scope for scope in graph.scopes for value in scope.values.values()}
 
     def place(self, requests: list[_Request]) -> None:

@@ -119,8 +119,16 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
+class Step:
+    """A QuantizeLinear or DequantizeLinear of a computed value, whose scale follows that of the value."""
+
+    node: Node
+    held: Coordinates
+
+
+@dataclass(frozen=True, eq=False)
 class Limit:
-    """What the storage of a node's weight rules out, and why: kind 'value' or 'sign' of these scales."""
+    """What integers that a node reads rule out, and why: kind 'value' or 'sign' of these scales."""
 
     node: Node
     kind: str
@@ -144,6 +152,7 @@ class Ties:
     linears: list[Linear] = field(default_factory=list)
     affines: list[Affine] = field(default_factory=list)
     refused: dict[Node, tuple[str, str]] = field(default_factory=dict)  # (reason code, sentence)
+    steps: list[Step] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
     gates: list[tuple[Node, Coordinates, Coordinates, Coordinates, int]] = field(default_factory=list)
     sequences: dict[Value, list[Coordinates]] = field(default_factory=dict)

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx import GraphProto, NodeProto, helper
 
-from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.plan import AffineEdit, LinearEdit, Plan, StepEdit
 from bnfold.fold.ties import Affine
 from bnfold.graph import Container, Graph, Node, Scope, Value, remove_nodes
 
-Created = Mapping[tuple[LinearEdit | AffineEdit, str], str]
+Created = Mapping[tuple[LinearEdit | AffineEdit | StepEdit, str], str]
 
 
 class Wiring:

@@ -18,7 +18,7 @@ from onnx import TensorProto
 from bnfold.constants import Array, finfo
 from bnfold.errors import NotEquivalentError, quoted
 from bnfold.fold.parameters import clip, parts, row_noise, spread
-from bnfold.fold.plan import LinearEdit
+from bnfold.fold.plan import LinearEdit, StepEdit
 from bnfold.fold.rewrite import Requantised, Rewrite, Rewritten
 from bnfold.fold.roots import rows_of
 from bnfold.fold.union_find import Floats
@@ -66,6 +66,10 @@ def prove(done: Rewrite, weights: Weights) -> StaticProof:
             worst = max(worst, _check_weight(item, weights))
         elif item.role == "bias" and isinstance(item.edit, LinearEdit):
             worst = max(worst, _check_bias(item, weights))
+        elif isinstance(item.edit, StepEdit):
+            assert item.source is not None
+            exact = item.source.astype(np.float64) * item.edit.factor
+            worst = max(worst, _worst_ulp(weights.read(item.tensor), exact, lambda: np.zeros(1), item))
         elif not np.isfinite(np.asarray(weights.read(item.tensor), np.float64)).all():
             raise NotEquivalentError("is not finite", where=f"tensor {quoted(item.tensor.name)}")
         values += int(np.prod(item.tensor.dims, dtype=np.int64))
