@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from conftest import NO_SHARED, SHARED
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from oracle import assert_same_function, left, run_native
 from probe_text import Probe
@@ -256,3 +259,88 @@ def test_the_static_proof_sees_a_wrong_axis() -> None:
     next(attribute for attribute in node.attribute if attribute.name == "axis").i = 1
     with pytest.raises(NotEquivalentError):
         prove(folding.rewrite, folding.model.weights)
+
+
+# -- models as quantisers write them -----------------------------------------------------------------
+
+SMALL = (
+    "x[N,3,8,8] -> y | c = Conv<pads=[1,1,1,1]>(x, w[8,3,3,3]); n = BN8(c); r = Relu(n); "
+    "d = Conv<pads=[1,1,1,1], group=8>(r, v[8,1,3,3], e[8]); m = BN8(d); s = Add(m, r); p = GlobalAveragePool(s); "
+    "f = Flatten(p); g = Gemm<transB=1>(f, u[5,8], b[5]); y = BN5(g)"
+)
+
+
+class Calibration:
+    def __init__(self, model: ModelProto, shape: tuple[int, ...]) -> None:
+        name, rng = model.graph.input[0].name, np.random.default_rng(0)
+        self.feeds = iter([{name: rng.normal(0, 1, shape).astype(np.float32)} for _ in range(4)])
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self.feeds, None)
+
+
+def quantised(
+    model: ModelProto, shape: tuple[int, ...], tmp_path: Path, *, per_channel: bool, outputs: bool
+) -> ModelProto:
+    """What ONNX Runtime's own quantiser makes of a model; `outputs`: it rounds those of Conv and Gemm, too."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize_static(
+        tmp_path / "float.onnx", tmp_path / "qdq.onnx", Calibration(model, shape), quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv", "Gemm", "Add", "Relu"], per_channel=per_channel,
+        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+        extra_options={} if outputs else {"OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"]},
+    )  # fmt: skip
+    return onnx.load(tmp_path / "qdq.onnx")
+
+
+def real(name: str) -> Path:
+    path = SHARED / "models" / "real" / f"{name}.onnx"
+    return path if path.exists() else pytest.skip(NO_SHARED.kwargs["reason"])
+
+
+def optimised_ops(path: Path, model: ModelProto) -> Counter[str]:
+    """Ops of a model as ONNX Runtime runs it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_what_onnxruntime_quantises_folds_and_runs_in_integers(per_channel: bool, tmp_path: Path) -> None:
+    model = quantised(Probe("small", "", SMALL).model(), (2, 3, 8, 8), tmp_path, per_channel=per_channel, outputs=False)
+    result = bnfold.fold(model)
+    assert result.verification.relation is not None
+    assert result.report.after.per_channel_ops == 0
+    assert_integers_stay(model, result.model)
+    assert "QLinearConv" not in optimised_ops(tmp_path / "before.onnx", model)
+    after = optimised_ops(tmp_path / "after.onnx", result.model)
+    assert after["QLinearConv"] == 2, "an integer kernel needs the bias that was added, as ONNX Runtime rounds it"
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_batch_norm_behind_rounded_outputs_stays(per_channel: bool, tmp_path: Path) -> None:
+    model = quantised(Probe("small", "", SMALL).model(), (2, 3, 8, 8), tmp_path, per_channel=per_channel, outputs=True)
+    report = bnfold.fold(model).report
+    assert [(entry.outcome, entry.reason) for entry in report.entries] == [("kept", "quantised-values")] * 3
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_trained_network_loses_all_of_its_batch_norm(per_channel: bool, tmp_path: Path) -> None:
+    model = onnx.load(real("cifar-resnet20"))
+    model = quantised(model, (2, 3, 32, 32), tmp_path, per_channel=per_channel, outputs=False)
+    result = bnfold.fold(model)
+    assert (result.report.before.batch_norms, result.report.after.per_channel_ops) == (19, 0)
+    assert_integers_stay(model, result.model)
+
+
+def test_the_quantised_real_model_keeps_all_of_its_batch_norm() -> None:
+    result = bnfold.fold(real("cifar-resnet20-qdq"))
+    assert {entry.reason for entry in result.kept} == {"quantised-values"}
+    assert len(result.kept) == 19
+    assert {entry.obstacle for entry in result.kept} >= {"/conv1/Conv_output_0_DequantizeLinear"}
