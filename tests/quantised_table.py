@@ -160,3 +160,47 @@ TABLE = {
         f"{CONV}d = DequantizeLinear<axis=0>({Q}, s_gain[4]); {INTO}", "unrepresentable", 19,
         values={"s_gain": 7e-5}),
 }  # fmt: skip
+
+
+class Sum(NamedTuple):
+    """A model, how many of its per-channel operations are left, and which."""
+
+    text: str
+    left: int
+    ops: list[str]
+
+
+# Sums of integers that are scaled while the model runs, and values that are rounded.
+DYNAMIC = "x[N,3,5,5] -> y | u, k, z = DynamicQuantizeLinear(x); i = ConvInteger(u, "
+SUMS = {
+    "ConvInteger, scales of channels": Sum(
+        f"{DYNAMIC}{Q}, z); f = Cast<to=1>(i); g = Mul(k, s[1,4,1,1]); m = Mul(f, g); a = Add(m, b[4,1,1]); y = BN4(a)", 1,
+        ["Add"]),
+    "ConvInteger, one scale": Sum(
+        f"{DYNAMIC}{Q}, z); f = Cast<to=1>(i); g = Mul(k, s[]); m = Mul(f, g); y = BN4(m)", 1, ["BatchNormalization"]),
+    "ConvInteger, constant scale": Sum(
+        f"x[N,3,5,5] -> y | u = QuantizeLinear(x, k_var[], z:uint8[]={{90}}); i = ConvInteger(u, {Q}, z); "
+        "f = Cast<to=1>(i); m = Mul(f, s[4,1,1]); y = BN4(m)", 1, ["BatchNormalization"]),
+    "MatMulInteger": Sum(
+        f"x[N,3] -> y | u, k, z = DynamicQuantizeLinear(x); i = MatMulInteger(u, q:int8[3,4]={FLAT}, z); "
+        "f = Cast<to=1>(i); g = Mul(s[4], k); m = Mul(g, f); a = Add(b[4], m); y = BN4(a)", 1, ["Add"]),
+    "a product that is seen": Sum(
+        f"x[N,3] -> y, g | u, k, z = DynamicQuantizeLinear(x); i = MatMulInteger(u, q:int8[3,4]={FLAT}, z); "
+        "f = Cast<to=1>(i); g = Mul(s[4], k); m = Mul(g, f); y = BN4(m)", 1, ["BatchNormalization"]),
+    "QLinearConv": Sum(
+        f"x[N,3,5,5] -> y | u = QuantizeLinear(x, k_var[], z:uint8[]={{90}}); i = QLinearConv(u, k_var, z, {Q}, s_var[4], "
+        "w:int8[4]={0,0,0,0}, o_var[], p:uint8[]={100}); f = DequantizeLinear(i, o_var, p); y = BN4(f)", 1,
+        ["BatchNormalization"]),
+    "one scale through rounded values": Sum(
+        "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); u = QuantizeLinear(c, k_var[], z:uint8[]={90}); "
+        "d = DequantizeLinear(u, k_var, z); r = Relu(d); y = Mul(r, m[]={2.5})", 0, []),
+    "not a negative one": Sum(
+        "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); u = QuantizeLinear(c, k_var[], z:uint8[]={90}); "
+        "d = DequantizeLinear(u, k_var, z); y = Mul(d, m[]={-2.5})", 1, ["Mul"]),
+    "not a shift": Sum(
+        "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); u = QuantizeLinear(c, k_var[], z:uint8[]={90}); "
+        "d = DequantizeLinear(u, k_var, z); y = Add(d, m[]={2.5})", 1, ["Add"]),
+    "steps of each channel": Sum(
+        "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); u = QuantizeLinear<axis=1>(c, k_var[4], z:uint8[4]={90,1,2,3}); "
+        "d = DequantizeLinear<axis=1>(u, k_var, z); y = Mul(d, m[]={2.5})", 1, ["Mul"]),
+}  # fmt: skip

@@ -13,7 +13,7 @@ from conftest import NO_SHARED, SHARED
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from oracle import assert_same_function, left, run_native
 from probe_text import Probe
-from quantised_table import TABLE, Row
+from quantised_table import SUMS, TABLE, Row
 
 import bnfold
 from bnfold.errors import NotEquivalentError
@@ -100,6 +100,23 @@ def test_the_hostile_twin_stays(name: str) -> None:
     entries = [entry for entry in result.report.entries if entry.outcome in ("kept", "reduced")]
     assert {e.reason or e.outcome for e in entries} == ({TABLE[name].code} if TABLE[name].code else set()), entries
     assert all(entry.sentence for entry in entries)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_of_integers_and_rounded_values(name: str) -> None:
+    row = SUMS[name]
+    probe = Probe(f"sums-{name}", "", row.text, opset=21)
+    model = probe.model()
+    result = bnfold.fold(model)
+    onnx.checker.check_model(result.model, full_check=True)
+    assert result.report.after.per_channel_ops == row.left
+    ops = [node.op_type for node in result.model.graph.node]
+    assert [op for op in ops if op in {*row.ops, "BatchNormalization"}] == row.ops
+    for feeds in probe.batches():
+        before, after = run_native(model, feeds), run_native(result.model, feeds)
+        assert before is not None
+        assert after is not None
+        np.testing.assert_allclose(after["y"], before["y"], rtol=0, atol=2e-6 * np.abs(before["y"]).max())
 
 
 # -- types that are packed, biases in the steps of an integer kernel ----------------------------------

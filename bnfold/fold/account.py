@@ -95,7 +95,7 @@ def _takers(plan: Plan) -> dict[tuple[str, int], list[str]]:
             enter(edit.linear.rows, edit.linear.node.name)
             enter(edit.linear.columns, edit.linear.node.name)
     for step in plan.steps:
-        if step.factor != 1:
+        if (step.factor != 1).any():
             enter(step.step.held, step.step.node.name)
     for affine in plan.affines:
         if affine.left == "all":

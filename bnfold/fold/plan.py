@@ -108,10 +108,10 @@ class AffineEdit:
 
 @dataclass(frozen=True, eq=False)
 class StepEdit:
-    """What the scale of a QuantizeLinear or DequantizeLinear is multiplied by."""
+    """What a constant is multiplied by."""
 
     step: Step
-    factor: float
+    factor: Floats
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def make_plan(ties: Ties, decision: Decision) -> Plan:
         scope=ties.scope,
         linears=tuple(_linear_edit(values, ties, linear, dead) for linear in ties.linears),
         affines=tuple(_affine_edit(values, ties, op, decision) for op in ties.affines),
-        steps=tuple(StepEdit(step, float(values.map(step.held)[0].flat[0])) for step in ties.steps),
+        steps=tuple(StepEdit(step, values.factor(step)) for step in ties.steps),
         maps={value.name: values.map(held) for value, held in ties.coordinates.items()},
         arbitrary=frozenset(_arbitrary(decision)),
         decision=decision,
@@ -155,6 +155,11 @@ class _Values:
     def map(self, held: Coordinates) -> tuple[Floats, Floats]:
         """(s, t) in the shape of the ids."""
         return self.scale[held.scale], self.shift[held.shift]
+
+    def factor(self, step: Step) -> Floats:
+        """The scale of a value whose channels agree, or have an element of the constant each."""
+        scale = self.scale[step.held.scale]
+        return scale if (scale != scale.flat[0]).any() else scale.flat[:1].reshape(())
 
 
 def _linear_edit(values: _Values, ties: Ties, linear: Linear, dead: list[Dead]) -> LinearEdit:

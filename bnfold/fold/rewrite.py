@@ -237,15 +237,15 @@ def _affine_requests(plan: Plan, edit: AffineEdit) -> Iterable[_Request]:
 
 
 def _step_requests(plan: Plan, edit: StepEdit) -> Iterable[_Request]:
-    """Steps of another size, for values that are stored in another scale."""
-    node = edit.step.node
-    source, old = node.input(1), plan.ties.array(node.input(1))
+    """Steps of another size or another factor, for a value that is stored in another scale."""
+    node, index = edit.step.node, edit.step.index
+    source, old = node.input(index), plan.ties.array(node.input(index))
     assert source is not None
     assert old is not None
-    if edit.factor != 1:
+    if (edit.factor != 1).any():
         content = stored(old.astype(np.float64) * edit.factor, old.dtype, node, lambda: np.zeros(()))
         yield _Request(
-            node, 1, edit, "step", source, content.tobytes(), content.shape, content, old.dtype, source.name, old
+            node, index, edit, "step", source, content.tobytes(), content.shape, content, old.dtype, source.name, old
         )
 
 

@@ -120,10 +120,11 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A QuantizeLinear or DequantizeLinear of a computed value, whose scale follows that of the value."""
+    """A constant that takes the scale of a value and nothing else: the steps that it is rounded to, or a factor."""
 
     node: Node
-    held: Coordinates
+    index: int  # of the constant among the node's inputs
+    held: Coordinates  # of the value: as many scales as the constant has elements, or one
 
 
 @dataclass(frozen=True, eq=False)

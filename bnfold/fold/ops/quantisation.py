@@ -3,6 +3,8 @@
     QuantizeLinear     q = clip(round(x / scale) + zero_point)      x' = s x:  scale' = s scale, the same q
     DequantizeLinear   y = scale (q - zero_point)                   y' = s y:  scale' = s scale
 
+    Mul                y = c x, where c is larger: c' = s c, as the scale of a MatMulInteger's channels, c, times x's
+
 A scale for each channel would ask for steps of each channel, which integer kernels don't have for activations; a
 shift would have to be a whole number of steps, which no BatchNormalization's is.  Both are refused.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.constants import is_floating
+from bnfold.fold.ops.affine import MAX_ELEMENTS
 from bnfold.fold.ties import IDENTITY, Coordinates, Limit, Step, Ties, rule
 from bnfold.graph import Node
 
@@ -47,6 +50,21 @@ def dequantize(ties: Ties, node: Node) -> bool:
     return True
 
 
+def outer_product(ties: Ties, node: Node) -> bool:
+    """A Mul by a constant that makes x larger (called by the affine rule): it can't go, but takes any scale."""
+    index = next((k for k in (0, 1) if ties.is_constant(node.input(k))), None)
+    if node.op != "Mul" or node.opset < 7 or index is None or ties.is_constant(node.input(1 - index)):
+        return False
+    array = ties.array(node.input(index))
+    if array is None or not is_floating(array) or not 1 < array.size <= MAX_ELEMENTS:
+        return False
+    ties.fix(node.input(1 - index), node)
+    held = Coordinates(ties.fresh_scale(array.shape), IDENTITY)
+    ties.steps.append(Step(node, index, held))
+    ties.set(node.output(), held)
+    return True
+
+
 def _enter(ties: Ties, node: Node, held: Coordinates) -> bool:
     """Note that a node's steps take a scale; False if they are no constant of one positive size."""
     steps = node.input(1)
@@ -56,7 +74,7 @@ def _enter(ties: Ties, node: Node, held: Coordinates) -> bool:
         ties.refused[node] = CODE, SENTENCE
         return False
     ties.positive(held, node)
-    ties.steps.append(Step(node, held))
+    ties.steps.append(Step(node, 1, held))
     for kind in ("value", "sign"):
         ties.limits.append(Limit(node, kind, np.ravel(held.scale), CODE, SENTENCE))
     return True
