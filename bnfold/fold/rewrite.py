@@ -102,8 +102,10 @@ def rewrite(graph: Graph, weights: Weights, plans: list[Plan]) -> Rewrite:
         requests += [r for edit in plan.steps for r in _step_requests(plan, edit)]
     store = _Store(graph, weights, result)
     store.place(requests)
-    for item in result.requantised:
-        item.tensors.update(tensors_of(item.node.scope))
+    if result.requantised:
+        tensors = {scope.label: tensors_of(scope) for scope in graph.scopes}
+        for item in result.requantised:
+            item.tensors.update(tensors[item.node.scope.label])
     for plan in plans:
         Wiring(graph, plan, store.created).run()
     sweep(graph, before)

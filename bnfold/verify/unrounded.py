@@ -45,7 +45,7 @@ def unrounded(model: ModelProto) -> ModelProto:
 
 
 def _is(node: NodeProto, op: str) -> bool:
-    return node.op_type == op and node.domain in ("", "ai.onnx")
+    return node.op_type == op and node.domain in ("", "ai.onnx", "com.microsoft")
 
 
 def _range(

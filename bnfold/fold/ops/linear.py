@@ -21,6 +21,8 @@ from bnfold.fold.quantised import CODE, read_bias, read_quantised, restrict
 from bnfold.fold.ties import FIXED, Coordinates, Linear, Ties, rule
 from bnfold.graph import Node, Value
 
+DYNAMIC = "the weight is computed while the model runs"
+
 
 def add_linear(ties: Ties, linear: Linear) -> None:
     """Enter a linear node: absorb the affine ops that only it feeds, set the output's coordinates."""
@@ -60,7 +62,9 @@ def weight_of(
         return None
     array = ties.array(value)
     if array is None:
-        ties.refused[node] = ("dynamic-weight", "the weight is computed while the model runs")
+        large = ties.constants.is_quantised(value) and not isinstance(read_quantised(ties, value), str)
+        why = (CODE, "the weight is kept as too many integers") if large else ("dynamic-weight", DYNAMIC)
+        ties.refused[node] = why
         return None
     if not is_floating(array) or array.size == 0:
         return None
