@@ -107,7 +107,7 @@ TABLE = {
     "behind dead columns": Row(
         f"{CONV}g = BN3(x); r = Relu(g); d = DequantizeLinear<axis=0>({Q}, s_var[4]); h = Conv(r, d); y = BN4(h)",
         f"{CONV}g = BN3(x); r = Sigmoid(g); d = DequantizeLinear<axis=0>({Q}, s_var[4]); h = Conv(r, d); y = BN4(h)",
-        "dead-channel", values={"g_gamma": [1.0, 0.0, 1.0], "g_var": 1.0 - 1e-5, "g_beta": 0.0, "g_mean": 0.0}),
+        "dead-channel", values={"g_gamma": [0.0, 2.0, 2.0], "g_var": 1.0 - 1e-5, "g_beta": 0.0, "g_mean": 0.0}),
     "two readers of the weight": Row(
         f"x[N,3,5,5] -> y, z | d = DequantizeLinear<axis=0>({Q}, s_var[4]); h = Conv(x, d, b[4]); y = BN4(h); "
         "g = Conv(x, d); z = BN4(g)",
@@ -187,6 +187,7 @@ SUMS = {
     "a product that is seen": Sum(
         f"x[N,3] -> y, g | u, k, z = DynamicQuantizeLinear(x); i = MatMulInteger(u, q:int8[3,4]={FLAT}, z); "
         "f = Cast<to=1>(i); g = Mul(s[4], k); m = Mul(g, f); y = BN4(m)", 1, ["BatchNormalization"]),
+    "a product of what may not change": Sum("x[N,1,5,5] -> y | g = BN1(x); y = Mul(g, c[4,1,1])", 1, ["BatchNormalization"]),
     "QLinearConv": Sum(
         f"x[N,3,5,5] -> y | u = QuantizeLinear(x, k_var[], z:uint8[]={{90}}); i = QLinearConv(u, k_var, z, {Q}, s_var[4], "
         "w:int8[4]={0,0,0,0}, o_var[], p:uint8[]={100}); f = DequantizeLinear(i, o_var, p); y = BN4(f)", 1,

@@ -20,6 +20,7 @@ from bnfold.errors import NotEquivalentError
 from bnfold.fold import Options, fold_model
 from bnfold.model_file import LoadedModel, wrap
 from bnfold.verify.static import prove
+from bnfold.verify.unrounded import unrounded
 
 Array = np.ndarray
 
@@ -215,6 +216,25 @@ def test_int32_bias_stays_one_in_the_new_steps() -> None:
     assert f"{rounding.max():.2g}" in notice
 
 
+def test_int32_bias_of_a_gemm_with_beta() -> None:
+    text = (
+        "x[N,3] -> y | u = QuantizeLinear(x, k[], z:uint8[]={128}); e = DequantizeLinear(u, k, z); "
+        "d = DequantizeLinear(q:int8[3,4]={1,-2,3,4,5,-6,7,8,9,10,-11,12}, s[4]); "
+        "c = DequantizeLinear<axis=0>(i:int32[4]={1000,-2000,30,0}, t[4]); "
+        "h = Gemm<beta=0.5>(e, d, c); y = BN4(h)"
+    )
+    probe = Probe("gemm-beta", "", text, opset=21, values={"k": 0.05, "s": 0.02, "t": 0.001})
+    model = probe.model()
+    result = bnfold.fold(model)
+    after = tensors(result.model)
+    assert after["i"].dtype == np.int32
+    for feeds in probe.batches():
+        before, behind = run_native(model, feeds), run_native(result.model, feeds)
+        assert before is not None
+        assert behind is not None
+        assert (np.abs(behind["y"] - before["y"]) <= 0.52 * after["t"] + 2e-6).all()
+
+
 def test_int32_bias_in_other_steps_becomes_floats() -> None:
     model = conv_model(np.arange(18).reshape(6, 3, 1, 1), TensorProto.INT8, steps=np.full(6, 100, np.float32))
     result = bnfold.fold(model)
@@ -237,6 +257,26 @@ def test_folding_twice_changes_nothing() -> None:
     model = conv_model(np.arange(18).reshape(6, 3, 1, 1) - 9, TensorProto.INT8, steps=np.ones(6, np.float32))
     once = bnfold.fold(model).model
     assert bnfold.fold(once).model == once
+
+
+def test_integers_that_a_node_makes_of_floats_are_stored() -> None:
+    """Else the steps of QuantizeLinear and DequantizeLinear would differ."""
+    text = TABLE["floats rounded while the model runs"].good.replace("BN4", "BN4+")
+    model = Probe("stored", "", text, values={"s_var": 0.01}, opset=21).model()
+    result = bnfold.fold(model)
+    assert [node.op_type for node in result.model.graph.node] == ["DequantizeLinear", "Conv"]
+    assert "w" not in tensors(result.model)
+
+
+def test_weights_change_rather_than_steps() -> None:
+    text = (
+        "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); r = Relu(c); m = Mul(r, f[]={3.0}); "
+        "u = QuantizeLinear(m, k_var[], z:uint8[]={0}); y = DequantizeLinear(u, k_var, z)"
+    )
+    model = Probe("steps", "", text).model()
+    after = tensors(bnfold.fold(model).model)
+    assert after["k_var"] == tensors(model)["k_var"]
+    np.testing.assert_allclose(after["w"], 3 * tensors(model)["w"], rtol=1e-6)
 
 
 # -- the proof ---------------------------------------------------------------------------------------
@@ -361,3 +401,27 @@ def test_the_quantised_real_model_keeps_all_of_its_batch_norm() -> None:
     assert {entry.reason for entry in result.kept} == {"quantised-values"}
     assert len(result.kept) == 19
     assert {entry.obstacle for entry in result.kept} >= {"/conv1/Conv_output_0_DequantizeLinear"}
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("uint8", -0.5, 12.25), ("int8", -6.9, 5.85)])
+def test_without_rounding_a_pair_is_a_clip(kind: str, low: float, high: float) -> None:
+    text = (
+        f"x[N,8] -> y | u = QuantizeLinear(x, k[], z:{kind}[]={{10}}); d = DequantizeLinear(u, k, z); "
+        "i = DequantizeLinear(u, l[], z); y = Sub(d, i)"
+    )
+    model = Probe("pair", "", text, values={"k": 0.05, "l": 0.1}).model()
+    x = np.linspace(-20, 20, 16, dtype=np.float32).reshape(2, 8)
+    found = run_native(unrounded(model), {"x": x})
+    assert found is not None
+    np.testing.assert_allclose(found["y"], -np.clip(x, low, high), rtol=1e-5, atol=1e-6)
+
+
+def test_other_pairs_stay() -> None:
+    """A scale of each channel, another zero point, a scale that is fed."""
+    for text in (
+        "x[N,4] -> y | u = QuantizeLinear<axis=1>(x, k[4], z:int8[4]={1,1,1,1}); y = DequantizeLinear<axis=1>(u, k, z)",
+        "x[N,4] -> y | u = QuantizeLinear(x, k[], z:int8[]={1}); y = DequantizeLinear(u, k, o:int8[]={2})",
+        "x[N,4] k[] -> y | u = QuantizeLinear(x, k, z:int8[]={1}); y = DequantizeLinear(u, k, z)",
+    ):
+        model = Probe("stays", "", text).model()
+        assert unrounded(model) is model

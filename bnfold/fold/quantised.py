@@ -356,9 +356,6 @@ def only_scales(edit: LinearEdit) -> bool:
 def _scale_change(edit: LinearEdit, quantised: Quantised, exact: Floats, axis: int | None) -> Change:
     dtype = quantised.scale.dtype
     content = stored(exact, dtype, edit.linear.node, lambda: np.zeros(()))  # each step counts, however small
-    lost = (exact != 0) & (content == 0)
-    if lost.any():
-        raise Unrepresentable(edit.linear.node, f"the scale of its integers would underflow {dtype.name}")
     key = content.tobytes() + repr((axis, content.shape)).encode()
     return Change(1, "quantisation scale", content, content.shape, dtype, key)
 

@@ -38,7 +38,7 @@ def prove_weight(item: Requantised, weights: Weights, rows: Floats) -> float:
     for part in parts(linear.view):
         f = np.broadcast_to(factor[clip(part, factor)], before[0][part].shape)
         (q, step, zero), (q_new, step_new, zero_new) = ([array[part] for array in side] for side in (before, after))
-        if not (zero == zero_new).all() or not (q_new - zero_new == np.sign(f).astype(q.dtype) * (q - zero)).all():
+        if not (q_new - zero_new == np.sign(f).astype(q.dtype) * (q - zero)).all():
             raise _wrong(item, "its integers are neither those of the original nor their negatives")
         exact = np.abs(f) * step
         with np.errstate(divide="ignore", invalid="ignore"):
