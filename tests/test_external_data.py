@@ -24,7 +24,7 @@ from small_models import (
     zeroed,
 )
 
-from bnfold.errors import ExternalDataError
+from bnfold.errors import ExternalDataError, quoted
 from bnfold.model_file import load, save, to_proto
 from bnfold.wire import tensors
 
@@ -182,6 +182,17 @@ def pointer(folder: Path, entries: Entries) -> None:
     git_lfs_pointer(folder / "w.bin")
 
 
+def linked_to_the_model(folder: Path, entries: Entries) -> None:
+    (folder / "w.bin").symlink_to("m.onnx")
+    entries.update(location="w.bin")
+
+
+def the_models_other_name(folder: Path, entries: Entries) -> None:
+    (folder / "m.onnx").touch()
+    (folder / "w.bin").hardlink_to(folder / "m.onnx")
+    entries.update(location="w.bin")
+
+
 HOSTILE: dict[str, tuple[Callable[[Path, Entries], None], str]] = {
     "parent folder": (parent_folder, "leads out of the model's folder"),
     "hidden parent folder": (hostile(location="a/../../secret"), "leads out of the model's folder"),
@@ -197,6 +208,8 @@ HOSTILE: dict[str, tuple[Callable[[Path, Entries], None], str]] = {
     "folder": (subfolder, "is a folder"),
     "device": (device, "leaves the model's folder"),
     "the model itself": (hostile(location="m.onnx"), "is the model itself"),
+    "a link to the model": (linked_to_the_model, "is the model itself"),
+    "another name of the model": (the_models_other_name, "is the model itself"),
     "short": (short, "has 1599 bytes, and 1600 are wanted from byte 0 on; is it complete"),
     "Git LFS pointer": (pointer, "git lfs pull"),
     "wrong length": (hostile(length="1596"), r"1596 bytes are kept there, and FLOAT\[400\] takes 1600"),
@@ -205,6 +218,9 @@ HOSTILE: dict[str, tuple[Callable[[Path, Entries], None], str]] = {
     "overflowing offset": (hostile(offset=str(2**64 - 4)), "is no number of bytes"),
     "large offset": (hostile(offset=str(2**63 - 1)), "has 1600 bytes"),
     "negative offset": (hostile(offset="-4"), "its offset is '-4', which is no number of bytes"),
+    "negative length": (hostile(length="-4"), "its length is '-4', which is no number of bytes"),
+    "overflowing length": (hostile(length=str(2**64 + 1600)), "is no number of bytes"),
+    "length past the end": (hostile(length="1604"), "has 1600 bytes, and 1604 are wanted"),
     "length that is no number": (hostile(length="1e3"), "its length is '1e3'"),
     "Arabic digits": (hostile(offset="٠"), "is no number of bytes"),
 }
@@ -225,7 +241,8 @@ def test_hostile_external_data(build: Callable[[Path, Entries], None], message: 
     (folder / "m.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ExternalDataError, match=message) as caught:
         load(folder / "m.onnx")
-    assert str(caught.value).startswith(f"{folder / 'm.onnx'}: tensor 'w': data file ")
+    named = quoted(entries.get("location", ""))
+    assert str(caught.value).startswith(f"{folder / 'm.onnx'}: tensor 'w': data file {named}: ")
     assert str(caught.value).isprintable()
 
 
