@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import onnx
 import pytest
 from command import MODEL, batch_norms, bnfold, conv_bn, files, interruptible, ok
+from conftest import REPO
+from test_cli_states import command
 
 from bnfold.cli import many
 from bnfold.errors import UsageError
@@ -43,6 +46,20 @@ def test_each_goes_into_the_folder_under_its_name_and_gets_a_line(world: Path) -
     assert sorted(files(world / "out")) == ["a.onnx", "b.onnx", "plain.onnx"]
     assert batch_norms(world / "out" / "a.onnx") == []
     assert (world / "out" / "plain.onnx").read_bytes() == (world / "plain.onnx").read_bytes()
+
+
+def test_the_example_of_the_documents(tmp_path: Path) -> None:
+    page = (REPO / "docs" / "pipelines.md").read_text("utf-8")
+    shown = re.search(r"    \$ bnfold (fold sample_models/\S+ (.*))\n((?:    .*\n)+)", page)
+    assert shown
+    (tmp_path / "sample_models").mkdir()
+    models = sorted((REPO / "sample_models").glob("*.onnx"))
+    for model in models:
+        (tmp_path / "sample_models" / model.name).write_bytes(model.read_bytes())
+    out = ok("fold", *(f"sample_models/{model.name}" for model in models), *shown[2].split(), cwd=tmp_path)
+    told = "".join(line[4:] + "\n" for line in shown[3].splitlines())
+    noise = re.compile(r"[\d.]+ of 16 *")  # depends on the processor
+    assert noise.sub("", out) == noise.sub("", told)
 
 
 def test_the_same_bytes_as_of_one_model(world: Path) -> None:
@@ -119,16 +136,17 @@ def test_a_folder_for_nothing_goes_again(world: Path) -> None:
     ids=" ".join,
 )
 def test_what_is_wrong_with_the_command_is_told_before_any_work(
-    world: Path, arguments: list[str], message: str
+    world: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(world)
     (world / "sub").mkdir()
     for name in ("a.onnx", "b.onnx"):
         (world / "sub" / name).write_bytes((world / name).read_bytes())
     (world / "a.folded.onnx").write_bytes((world / "a.onnx").read_bytes())
     before = files(world), files(world / "sub")
-    result = bnfold("fold", *arguments, "--no-verify", cwd=world)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.count("\n") == 1 and message in result.stderr.replace(os.sep, "/")
+    code, out, said = command("fold", *arguments, "--no-verify")
+    assert (code, out) == (2, "")
+    assert said.count("\n") == 1 and message in said.replace(os.sep, "/")
     assert (files(world), files(world / "sub")) == before and not (world / "out").exists()
 
 
@@ -155,9 +173,9 @@ def test_interrupted_between_models(tmp_path: Path, number: signal.Signals) -> N
     names = [f"{k}.onnx" for k in range(8)]
     for name in names:
         (tmp_path / name).write_bytes(MODEL.read_bytes())
-    command = [sys.executable, "-m", "bnfold", "fold", *names, "-o", "out", "--jobs", "2"]
     child = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "bnfold", "fold", *names, "-o", "out", "--jobs", "2"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=interruptible,  # noqa: PLW1509 (one thread)
     )  # fmt: skip
     assert child.stdout is not None
@@ -169,6 +187,36 @@ def test_interrupted_between_models(tmp_path: Path, number: signal.Signals) -> N
     assert 1 <= len(done) < len(names) and all(name.endswith(".onnx") for name in done)
     assert all(batch_norms(tmp_path / "out" / name) == [] for name in done)
     assert len(set(done.values())) == 1
+
+
+# -- pre-commit ---------------------------------------------------------------------------------------
+
+
+def hook(name: str) -> tuple[list[str], re.Pattern[str]]:
+    """The entry of a hook, and the files that it is for."""
+    text = (REPO / ".pre-commit-hooks.yaml").read_text("utf-8")
+    found = re.search(rf"- id: {name}\n(?:  .*\n)*?  entry: bnfold (.*)\n(?:  .*\n)*?  files: (.*)\n", text)
+    assert found
+    return found[1].split(), re.compile(found[2])
+
+
+def test_hook_that_inspects(world: Path) -> None:
+    entry, chosen = hook("bnfold-inspect")
+    names = [name for name in files(world) if chosen.search(name) and name != "cut.onnx"]
+    assert sorted(names) == ["a.onnx", "b.onnx", "plain.onnx"]
+    result = bnfold(*entry, *names, cwd=world)
+    assert result.returncode == 1 and "3 models; 2 with BN that a fold removes" in result.stdout
+    assert ok(*entry, "plain.onnx", cwd=world).startswith("BN none       fine")
+
+
+def test_hook_that_checks_a_certificate(world: Path) -> None:
+    entry, _ = hook("bnfold-certificate")
+    ok("fold", "a.onnx", "-q", "--no-verify", cwd=world)
+    ok("verify", "a.onnx", "a.folded.onnx", "--certificate", "a.json", "-q", cwd=world)
+    ok(*entry, "a.json", cwd=world)
+    (world / "a.folded.onnx").write_bytes((world / "b.onnx").read_bytes())
+    result = bnfold(*entry, "a.json", cwd=world)
+    assert result.returncode == 1 and "is not the file that was certified" in result.stderr
 
 
 # -- its parts ----------------------------------------------------------------------------------------
@@ -187,8 +235,8 @@ def test_nothing_in_the_current_folder_is_run(world: Path) -> None:
     for name in ("json.py", "numpy.py", "signal.py"):
         (world / name).write_text("raise SystemExit('run')")
     code = "import sys; sys.path.remove(''); from bnfold.cli import main; main()"
-    command = [sys.executable, "-c", code, "fold", "a.onnx", "b.onnx", "-o", "out", "--no-verify"]
-    result = subprocess.run(command, cwd=world, capture_output=True, text=True, check=False)
+    typed = [sys.executable, "-c", code, "fold", "a.onnx", "b.onnx", "-o", "out", "--no-verify"]
+    result = subprocess.run(typed, cwd=world, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -203,6 +251,8 @@ def test_patterns_are_expanded_where_no_shell_does_it(world: Path, monkeypatch: 
 
 def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for name in many._THREADS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "5")
     found = many._environment(3)
     assert (found["BNFOLD_THREADS"], found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"]) == ("2", "2", "5")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tracemalloc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -256,24 +258,28 @@ def test_no_place_for_a_batch_norm() -> None:
 # -- torch and onnxscript -----------------------------------------------------------------------------
 
 
-def test_after_the_dynamo_exporter_and_before_onnxscript() -> None:
+def test_the_example_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After torch's dynamo exporter, in a sequence with another pass; then onnxscript's optimiser."""
     torch = pytest.importorskip("torch")
     optimizer = pytest.importorskip("onnxscript.optimizer")
-    import warnings
-
+    monkeypatch.chdir(tmp_path)
+    page = (REPO / "docs" / "pipelines.md").read_text("utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "torch.onnx.export" in block)
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm2d(8)
     torch.nn.init.uniform_(norm.weight, 0.5, 2)
     network = torch.nn.Sequential(norm, torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3), torch.nn.ReLU()).eval()
+    held = torch.rand(1, 8, 9, 9)
+    there = {"network": network, "inputs": (held,), "print": lambda *told: shown.append(told)}
+    shown: list[Any] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(network, (torch.rand(1, 8, 9, 9),), dynamo=True, optimize=False, verbose=False)
-    given = program.model
-    program.model = passes.FoldBatchNormalization(skip="nothing")(given).model
-    held = torch.rand(1, 8, 9, 9)
+        exec(code, there)  # it saves model.onnx
+    program: Any = there["program"]
+    assert shown == [(0, [])]
     np.testing.assert_allclose(program(held)[0].numpy(), network(held).detach().numpy(), rtol=1e-5, atol=1e-6)
     optimizer.optimize(program.model)
-    assert bnfold.verify(given, program.model).equal
+    assert bnfold.verify(tmp_path / "model.onnx", program.model).equal
 
 
 def test_bnfold_needs_no_onnx_ir() -> None:

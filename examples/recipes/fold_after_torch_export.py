@@ -1,6 +1,6 @@
 """Fold a network on its way out of torch: exporter, bnfold and onnxscript's optimiser on one onnx_ir.Model.
 
-    python examples/fold_after_torch_export.py [OUT.onnx]
+    python examples/recipes/fold_after_torch_export.py [OUT.onnx]
 
 Needs torch and onnxscript. Nothing is written but OUT.onnx, and tensors that no pass changes are never copied.
 """
