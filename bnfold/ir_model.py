@@ -65,7 +65,8 @@ def _given_back(edited: LoadedModel, known: dict[Any, Any]) -> ir.Model:
     import onnx_ir as ir
 
     def original(tensor: Any) -> Any:
-        raw = tensor.raw if isinstance(tensor, ir.serde.TensorProtoTensor) else TensorProto()
+        is_raw = isinstance(tensor, ir.serde.TensorProtoTensor)  # all but strings
+        raw = tensor.raw if is_raw else ir.serde.serialize_tensor(tensor)
         source = edited.weights.source(raw)
         if source is None:
             return known.get(raw.SerializeToString(), tensor)
@@ -105,14 +106,14 @@ def _graphs(model: ir.Model) -> Iterator[Any]:
 
 
 def _is_large(tensor: Any) -> bool:
-    """Whether it is worth a token, and its bytes are those of an array."""
-    bits = bits_of(tensor.dtype.value)
-    return bits is not None and bits % 8 == 0 and tensor.nbytes >= LARGE
+    """Whether it is worth a token, and has bytes."""
+    return bits_of(tensor.dtype.value) is not None and tensor.nbytes >= LARGE
 
 
 def _reader(tensor: Any) -> Callable[[], Array]:
     def read() -> Array:
-        return np.asarray(tensor.numpy())
+        is_packed = (bits_of(tensor.dtype.value) or 1) % 8
+        return np.frombuffer(tensor.tobytes(), np.uint8) if is_packed else np.asarray(tensor.numpy())
 
     return read
 

@@ -149,11 +149,13 @@ def _named(model: str, error: str) -> str:
 
 
 def _folded(data: dict[str, Any], place: str) -> str:
-    norms, found = data["batch_norms"], data["verification"]
-    relation = found["relation"]
+    relation = data["verification"]["relation"]
     known = f"{relation['worst']:.2g} of {relation['limit']:g}" if relation else "not checked"
     known = known if _is_changed(data) else "unchanged"
-    return f"BN {_change(norms):<{BN - 3}}{known:<{KNOWN}}{data['input']} → {place}"
+    what = f"BN {_change(data['batch_norms'])}"
+    if not data["batch_norms"]["before"] and _is_changed(data):  # BN that the exporter wrote as Mul and Add
+        what = f"ops {_change(data['per_channel_ops'])}"
+    return f"{what:<{BN}}{known:<{KNOWN}}{data['input']} → {place}"
 
 
 def _is_changed(data: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import onnx
@@ -60,6 +61,22 @@ def test_the_example_of_the_documents(tmp_path: Path) -> None:
     told = "".join(line[4:] + "\n" for line in shown[3].splitlines())
     noise = re.compile(r"[\d.]+ of 16 *")  # depends on the processor
     assert noise.sub("", out) == noise.sub("", told)
+
+
+def test_batch_norm_that_an_exporter_wrote_as_mul_and_add(tmp_path: Path) -> None:
+    proto = conv_bn()
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name in ("gamma", "beta"):
+        tensors[name].dims[:] = [1, 4, 1, 1]
+    mul = onnx.helper.make_node("Mul", ["c", "gamma"], ["m"], name="mul")
+    add = onnx.helper.make_node("Add", ["m", "beta"], ["b"], name="add")
+    conv, _, relu = list(proto.graph.node)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (conv, mul, add, relu)]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, tmp_path / "m.onnx")
+    out = ok("fold", "m.onnx", "--jobs", "1", "-o", "out", "--no-verify", cwd=tmp_path)
+    assert out.startswith("ops 2 → 0     not checked     m.onnx → ")
 
 
 def test_the_same_bytes_as_of_one_model(world: Path) -> None:
@@ -229,6 +246,20 @@ def test_a_process_that_is_killed_costs_its_own_model(monkeypatch: pytest.Monkey
     first, killed, last = many.outcomes("fold", [(name, ()) for name in "abc"], jobs=2)
     assert first == last == many.Outcome(0, {})
     assert killed.code == 2 and killed.data is None and "SIGKILL" in killed.error
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_leaving_early_ends_what_runs_and_starts_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    start = f"import pathlib, sys, time; pathlib.Path({str(tmp_path)!r}, sys.argv[-1]).touch(); "
+    monkeypatch.setattr(many, "_START", start + "print('{}') if sys.argv[-1] == 'a' else time.sleep(600)")
+    begun = time.monotonic()
+    outcomes = many.outcomes("fold", [(name, ()) for name in "abcdef"], jobs=2)
+    assert next(outcomes).code == 0
+    while not {"b", "c"} <= {path.name for path in tmp_path.iterdir()}:
+        time.sleep(0.05)
+    outcomes.close()
+    assert time.monotonic() - begun < 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_nothing_in_the_current_folder_is_run(world: Path) -> None:

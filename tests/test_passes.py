@@ -116,6 +116,37 @@ def test_tied_weights_stay_tied() -> None:
     assert after["table2"] is after["table"] is tensors(given)["table"]
 
 
+@pytest.mark.parametrize("kind", ["BFLOAT16", "FLOAT8E4M3FN", "INT4", "BOOL", "STRING", "COMPLEX64"])
+def test_tensors_of_every_type_stay_what_they_are(kind: str, tmp_path: Path) -> None:
+    elements = ["a", "b"] * 2048 if kind == "STRING" else np.arange(4096) % 2
+    data_type = getattr(TensorProto, kind)
+    proto = conv_bn()
+    proto.graph.initializer.append(helper.make_tensor("t", data_type, [4096], elements))
+    proto.graph.node.append(helper.make_node("Identity", ["t"], ["z"], name="identity"))
+    proto.graph.output.append(helper.make_tensor_value_info("z", data_type, [4096]))
+    given = ir.from_proto(proto)
+    model = passes.FoldBatchNormalization(verify=False)(given).model
+    assert tensors(model)["t"] is tensors(given)["t"]
+    saved = bnfold.fold(given, verify=False).save(tmp_path / "m.onnx")[0]  # its bytes can be had
+    kept = next(tensor for tensor in onnx.load(saved).graph.initializer if tensor.name == "t")
+    assert list(numpy_helper.to_array(kept)) == list(numpy_helper.to_array(proto.graph.initializer[-1]))
+
+
+def test_weights_of_any_layout_in_memory() -> None:
+    wide = np.random.default_rng(0).random((3, 4, 64, 2)).astype(np.float32)
+    weight = wide.transpose(2, 0, 1, 3)[:, :, ::-1]  # (64, 3, 4, 2), not contiguous, 6 KB
+    proto = conv_bn()
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weight), "w"))
+    for tensor in list(proto.graph.initializer)[1:]:
+        tensor.CopyFrom(numpy_helper.from_array(np.linspace(0.5, 2, 64, dtype=np.float32), tensor.name))
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    given = ir.from_proto(proto)
+    given.graph.initializers["w"].const_value = ir.Tensor(weight, name="w")
+    found = tensors(passes.FoldBatchNormalization(verify=False)(given).model)["w"].numpy()
+    wanted = numpy_helper.to_array(bnfold.fold(proto, verify=False).model.graph.initializer[0])
+    assert np.array_equal(found, wanted)
+
+
 def test_external_tensors_stay_where_they_are(tmp_path: Path) -> None:
     onnx.save(with_table(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     given = ir.load(tmp_path / "m.onnx")
