@@ -89,7 +89,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
 
     if json:
         names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
-        render.as_json(names | {"data": request.data} | result.to_dict())
+        render.as_json("insert", names | {"data": request.data} | result.to_dict())
     elif not quiet:
         _show(request, result, files, verbose=verbose)
 

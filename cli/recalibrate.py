@@ -116,7 +116,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
     if json:
         names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
         judged = {key: value for one in judgements for key, value in one.to_dict().items()}
-        render.as_json(names | {"data": request.data} | judged | result.to_dict() | {"notices": notices})
+        render.as_json("recalibrate", names | {"data": request.data} | judged | result.to_dict() | {"notices": notices})
     elif not quiet:
         drift.show(result, request, judgements, notices, files, verbose=verbose, worse=worse)
 
@@ -276,7 +276,7 @@ def _restore(request: Request, *, json: bool, quiet: bool, verbose: bool) -> Non
         files = [] if request.dry_run else save(model, request.target, overwrite=request.overwrite)
     if json:
         names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
-        render.as_json({**names, "restored": count, "notices": list(model.notices)})
+        render.as_json("restore", {**names, "restored": count, "notices": list(model.notices)})
     elif not quiet:
         drift.show_restored(request, count, model.notices, files)
 

@@ -67,11 +67,15 @@ def more(count: int) -> Iterator[Row]:
         yield "", f"and {count} more; -v shows all"
 
 
-def as_json(data: dict[str, Any]) -> None:
-    """Print plain data as JSON; numbers that JSON doesn't have become null."""
+def as_json(kind: str, data: dict[str, Any]) -> None:
+    """Print plain data as JSON; numbers that JSON doesn't have become null.
+
+    `bnfold/schema.json` describes it under the name that comes first: bnfold, the kind, its version.
+    """
     import json
 
-    print(json.dumps(finite(data), indent=2))
+    name = f"bnfold:{kind}:{data.get('schema_version', 1)}"
+    print(json.dumps({"schema": name, **finite(data)}, indent=2))
 
 
 def finite(data: Any) -> Any:

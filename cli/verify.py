@@ -71,7 +71,7 @@ def run(
         draw(found, plot, title)
     code = found.exit_code(strict)
     if json:
-        render.as_json({"a": a, "b": b, "exit_code": code} | found.to_dict())
+        render.as_json("verify", {"a": a, "b": b, "exit_code": code} | found.to_dict())
     elif not quiet:
         verdict.show(found, a or f"what {check} certifies", b, files, verbose=verbose)
     return code

@@ -17,7 +17,7 @@ import numpy as np
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
 from bnfold.fold.kept import Kept, blocked_values, stays_blocked
-from bnfold.fold.ties import FIXED, OUTPUT, Affine, Ties
+from bnfold.fold.ties import FIXED, OUTPUT, Affine, Limit, Ties
 from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
@@ -220,6 +220,10 @@ def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     own = {node.index for node in op.nodes}
     tags = [tag for tag in dict.fromkeys(conflict.tags) if tag >= 0 and tag not in own]
     obstacles = [node for tag in tags if (node := ties.node_of(tag)) is not None]
+    limit = _limit(ties, op, conflict, next(iter(obstacles), None), system)
+    if limit is not None:
+        name = f"{limit.node.op} {quoted(limit.node.name)}"
+        return Refusal(limit.code, limit.node.name, f"{name} can't take it in: {limit.sentence}")
     if obstacles:
         behind = _in_the_way(ties, obstacles, conflict, system)
     elif OUTPUT in conflict.tags:
@@ -235,6 +239,21 @@ def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     code, reason = ties.refused.get(producer, ("fixed-input", f"{producer.op} can't be written in other coordinates"))
     sentence = f"{producer.op} {quoted(producer.name)} in front of it can't take it in ({reason})"
     return Refusal(code, producer.name, f"{sentence}; behind it {behind.sentence}")
+
+
+def _limit(ties: Ties, op: Affine, conflict: Conflict, obstacle: Node | None, system: str) -> Limit | None:
+    """The integers that are in the way: right in front of an op, or if nothing else is."""
+    of_kind = [limit for limit in ties.limits if limit.kind == conflict.kind]
+    if op.source.producer is not None and op.source.producer.op == "DequantizeLinear":
+        return next((limit for limit in ties.limits if limit.node is op.source.producer), None)
+    if system != "scale":
+        return None
+    if obstacle is not None or not of_kind:
+        return next((limit for limit in of_kind if limit.node is obstacle), None)
+    own = [np.ravel(ties.of(value).scale) for value in (op.source, op.target)]
+    roots = ties.scale.find(np.concatenate(own))[0]
+    roots = roots[np.isnan(ties.scale.known[roots])]
+    return next((limit for limit in of_kind if np.isin(ties.scale.find(limit.scale)[0], roots).any()), None)
 
 
 def _in_the_way(ties: Ties, obstacles: list[Node], conflict: Conflict, system: str) -> Refusal:
