@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bnfold.errors import UsageError, quoted
 
-from . import render
+from . import page, render
 from .request import choose_one, target
 
 
@@ -27,6 +27,7 @@ def run(
     kept: str,
     only: Sequence[str],
     skip: Sequence[str],
+    html: str | None,
     json: bool,
     quiet: bool,
     verbose: bool,
@@ -46,6 +47,7 @@ def run(
     with render.progress(quiet=quiet, verbose=verbose):
         import bnfold
 
+        page.demand(html, [place], [model])
         if not dry_run and os.path.exists(model):  # soon, rather than after minutes of work
             from bnfold.atomic import check_output
 
@@ -55,10 +57,17 @@ def run(
             require_verify=require_verify, keep_overridable=keep_overridable, merge=not no_merge,
             kept="keep" if kept == "keep" else "reduce",
         )  # fmt: skip
+        network = page.drawn(html, model)
         files = [] if dry_run else result.save(place, overwrite=overwrite)
+        names = {"input": model, "output": str(place), "written": [str(file) for file in files]}
+        pages: list[Path] = []
+        if html is not None and network is not None:
+            from bnfold.page import for_fold
+
+            pages = page.write(html, for_fold(names | result.to_dict(), network, page.digests(model, *files)))
 
     if json:
-        names = {"input": model, "output": str(place), "written": [str(file) for file in files]}
-        render.as_json(names | result.to_dict())
+        written = {"written": [str(file) for file in (*files, *pages)]}
+        render.as_json(names | written | result.to_dict())
     elif not quiet:
-        render.folded(result, Path(model), place, files, verbose=verbose, needs_force=not overwrite)
+        render.folded(result, Path(model), place, files, pages=pages, verbose=verbose, needs_force=not overwrite)

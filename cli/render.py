@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bnfold.errors import quoted
+from bnfold.errors import clean, quoted
+from bnfold.plain import finite
 
 if TYPE_CHECKING:
     from bnfold import Entry, FoldResult, Inspection
@@ -35,15 +36,6 @@ REASONS, NAMES, NOTICES = 3, 3, 3
 PORTS = 8
 
 
-def clean(text: str) -> str:
-    r"""A text that can't steer a terminal, nor take more than its line: control characters are escaped.
-
-    >>> clean("a\x1b[31m\nb")
-    'a\\x1b[31m\\nb'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def size(nbytes: int) -> str:
     """A number of bytes for people.
 
@@ -61,6 +53,12 @@ def file(path: Path) -> str:
     return f"{path} ({size(path.stat().st_size)})"
 
 
+def page(files: Iterable[Path]) -> Iterator[Row]:
+    """A row for what `--html` wrote."""
+    for one in files:
+        yield "page", file(one)
+
+
 def more(count: int) -> Iterator[Row]:
     """A row that says how many are left out, if any are."""
     if count > 0:
@@ -72,15 +70,6 @@ def as_json(data: dict[str, Any]) -> None:
     import json
 
     print(json.dumps(finite(data), indent=2))
-
-
-def finite(data: Any) -> Any:
-    """Plain data whose numbers are all finite; others become None."""
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and data - data != 0 else data
 
 
 @contextmanager
@@ -123,9 +112,10 @@ class _Progress(logging.Handler):
 
 
 def folded(
-    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, verbose: bool, needs_force: bool
-) -> None:
-    """Print the account of a fold; `files` is empty if nothing was written."""
+    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, pages: Sequence[Path], verbose: bool,
+    needs_force: bool,
+) -> None:  # fmt: skip
+    """Print the account of a fold; `files` is empty if no model was written."""
     rows = list(_counts(result))
     rows += _checks(result)
     if verbose:
@@ -142,7 +132,7 @@ def folded(
     else:
         exists = " (exists: that will take --force)" if needs_force and target.exists() else ""
         rows.append(("dry run", f"nothing was written; it would be {target}{exists}"))
-    show([("read", file(model)), *rows])
+    show([("read", file(model)), *rows, *page(pages)])
 
 
 def _counts(result: FoldResult) -> Iterator[Row]:
@@ -245,7 +235,7 @@ def _plural(count: int, noun: str) -> str:
 # -- inspect ----------------------------------------------------------------------------------------
 
 
-def inspected(found: Inspection) -> None:
+def inspected(found: Inspection, pages: Sequence[str]) -> None:
     """Print what was found in a model."""
     facts = found.facts
     opsets = ", ".join(f"{quoted(domain) if domain else 'opset'} {number}" for domain, number in facts.opsets.items())
@@ -266,6 +256,7 @@ def inspected(found: Inspection) -> None:
         ("ops", f"{before.per_channel_ops} {PER_CHANNEL}; a fold leaves {after.per_channel_ops}"),
         *_merged(found.merges),
         *_kept([norm.fold for norm in found.batch_norms if norm.fold.outcome == "kept"]),
+        *page(map(Path, pages)),
     ]
     show(rows)
     if found.batch_norms:
