@@ -1,30 +1,27 @@
 """How results look: rows of a label and a text, and one table.
 
-Texts hold names from files that nobody vouches for, so all that is shown goes through `clean`.
-rich is for terminals (wrapping, bold, NO_COLOR); a pipe gets plain lines and doesn't wait for it.
+Texts hold names from files that nobody vouches for: all that is shown goes through `clean`, in terminal.py.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import clean, quoted
+from bnfold.errors import quoted
 from bnfold.plain import finite
+
+from .terminal import Row, progress, show, table
+
+__all__ = [
+    "Row", "as_json", "file", "folded", "inspected", "more", "number", "page", "progress", "show", "size", "table",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from bnfold import Entry, FoldResult, Inspection
     from bnfold.inspection import BatchNorm, Neighbour, Port
     from bnfold.report import Merge
-
-Row = tuple[str, str]
-LABEL_WIDTH = 9
 
 PER_CHANNEL = "that only scale and shift channels (BN; Mul, Add, Sub, Div by constants)"
 
@@ -70,42 +67,6 @@ def as_json(data: dict[str, Any]) -> None:
     import json
 
     print(json.dumps(finite(data), indent=2))
-
-
-@contextmanager
-def progress(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Show on stderr what is going on: with -v as lines, in a terminal as one line that goes again."""
-    transient = not verbose and not quiet and _is_terminal(sys.stderr)
-    if not (verbose or transient):
-        yield
-        return
-    log, handler = logging.getLogger("bnfold"), _Progress(transient)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.finish()
-
-
-class _Progress(logging.Handler):
-    def __init__(self, transient: bool) -> None:
-        super().__init__()
-        self._transient = transient
-        self._start = time.perf_counter()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = clean(record.getMessage())
-        if self._transient:
-            print(f"\r\x1b[K{text} …", end="", file=sys.stderr, flush=True)
-        else:
-            print(f"bnfold: {time.perf_counter() - self._start:.2f} s: {text}", file=sys.stderr)
-
-    def finish(self) -> None:
-        """Clear the line."""
-        if self._transient:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 # -- fold -------------------------------------------------------------------------------------------
@@ -319,37 +280,3 @@ def _ops(neighbours: Sequence[Neighbour]) -> str:
     for neighbour in neighbours:
         counts[neighbour.op] = counts.get(neighbour.op, 0) + 1
     return ", ".join(op if count == 1 else f"{count} {op}" for op, count in counts.items())
-
-
-# -- output -----------------------------------------------------------------------------------------
-
-
-def table(rows: Iterable[Sequence[str]]) -> None:
-    """Print rows of cells in columns, names last and whole."""
-    rows = [tuple(map(clean, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def show(rows: Iterable[Row]) -> None:
-    """Print rows of a label and a text."""
-    if not _is_terminal(sys.stdout):
-        for label, text in rows:
-            print(f"{label:<{LABEL_WIDTH}}{clean(text)}")
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=LABEL_WIDTH - 1, style="bold")
-    grid.add_column(overflow="fold")
-    for label, text in rows:
-        grid.add_row(label, Text(clean(text)))  # Text: names are taken literally
-    plain = "NO_COLOR" in os.environ
-    Console(emoji=False, highlight=False, color_system=None if plain else "auto").print(grid)
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
