@@ -144,6 +144,7 @@ def fold(
         list[str] | None,
         typer.Option("--skip", metavar="PATTERN", help="Leave nodes with such a name alone; repeatable."),
     ] = None,
+    plot: options.PlotNetwork = None,
     html: options.Html = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
@@ -156,7 +157,7 @@ def fold(
         run, model, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
         no_verify=no_verify,
         require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
-        only=only or (), skip=skip or (), html=html, json=json, quiet=quiet, verbose=verbose,
+        only=only or (), skip=skip or (), plot=plot, html=html, json=json, quiet=quiet, verbose=verbose,
     )  # fmt: skip
 
 
@@ -167,13 +168,14 @@ def inspect(
         bool, typer.Option("--keep-overridable", help="As for fold: such initializers are no constants.")
     ] = False,
     no_merge: Annotated[bool, typer.Option("--no-merge", help="As for fold: parallel branches stay.")] = False,
+    plot: options.PlotNetwork = None,
     html: options.Html = None,
     json: Json = False,
 ) -> Job:
     """Show every BatchNorm, and what a fold would do with it."""
     from .inspect import run
 
-    return partial(run, model, keep_overridable=keep_overridable, no_merge=no_merge, html=html, json=json)
+    return partial(run, model, keep_overridable=keep_overridable, no_merge=no_merge, plot=plot, html=html, json=json)
 
 
 @app.command(epilog=VERIFY_EXAMPLES)

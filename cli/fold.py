@@ -27,6 +27,7 @@ def run(
     kept: str,
     only: Sequence[str],
     skip: Sequence[str],
+    plot: str | None,
     html: str | None,
     json: bool,
     quiet: bool,
@@ -47,7 +48,8 @@ def run(
     with render.progress(quiet=quiet, verbose=verbose):
         import bnfold
 
-        page.demand(html, [place], [model])
+        page.demand(html, [place, *([plot] if plot else [])], [model])
+        page.demand_plot(plot, [place], [model])
         if not dry_run and os.path.exists(model):  # soon, rather than after minutes of work
             from bnfold.atomic import check_output
 
@@ -57,14 +59,16 @@ def run(
             require_verify=require_verify, keep_overridable=keep_overridable, merge=not no_merge,
             kept="keep" if kept == "keep" else "reduce",
         )  # fmt: skip
-        network = page.drawn(html, model)
+        network = page.drawn(model, html, plot)
         files = [] if dry_run else result.save(place, overwrite=overwrite)
         names = {"input": model, "output": str(place), "written": [str(file) for file in files]}
         pages: list[Path] = []
+        if plot is not None and network is not None:
+            pages += page.write_plot(plot, network, result.report.to_dict()["entries"], f"fold {model}")
         if html is not None and network is not None:
             from bnfold.page import for_fold
 
-            pages = page.write(html, for_fold(names | result.to_dict(), network, page.digests(model, *files)))
+            pages += page.write(html, for_fold(names | result.to_dict(), network, page.digests(model, *files)))
 
     if json:
         written = {"written": [str(file) for file in (*files, *pages)]}

@@ -88,7 +88,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
             request.model, _opened(request, options), mode=mode, where=where, only=request.only, skip=request.skip,
             training_nodes=request.training_nodes, upgrade=request.upgrade, provider=request.provider,
         )  # fmt: skip
-        network = page.drawn(request.html, request.model)
+        network = page.drawn(request.model, request.html)
         files = [] if request.dry_run else result.save(request.target, overwrite=request.overwrite)
         names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
         report = names | {"data": request.data} | result.to_dict()

@@ -72,6 +72,7 @@ Metric = Annotated[
     Text, _option("--metric", metavar="FILE.py:NAME", text="A function of an InferenceSession; more is better.")
 ]
 Plot = Annotated[Text, _option("--plot", metavar="FILE", text="Draw the drift by depth (.png, .svg).")]
+PlotNetwork = Annotated[Text, _option("--plot", metavar="FILE", text="Draw the network by depth (.png, .svg).")]
 Html = Annotated[
     Text, _option("--html", metavar="FILE", text="Write a page: the network drawn, plots, tables; needs bnfold[html].")
 ]

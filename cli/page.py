@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import UsageError, quoted
 
@@ -36,9 +36,9 @@ def demand(html: str | None, outputs: Sequence[str | os.PathLike[str]], inputs: 
     demand_apart([html, *outputs], [])
 
 
-def drawn(html: str | None, model: str) -> Network | None:
-    """The network of a model as it is now, before anything is written; None if no page is wanted."""
-    if html is None:
+def drawn(model: str, *wanted: str | None) -> Network | None:
+    """The network of a model as it is now, before anything is written; None if nothing that shows it is `wanted`."""
+    if all(one is None for one in wanted):
         return None
     from bnfold.page.network import network_of
 
@@ -52,6 +52,35 @@ def write(html: str, parts: Parts) -> list[Path]:
 
     write_file(html, page(*parts).encode("utf-8", "replace"), overwrite=True)
     return [Path(html)]
+
+
+def demand_plot(plot: str | None, outputs: Sequence[str | os.PathLike[str]], inputs: Iterable[str]) -> None:
+    """The same for `--plot` of verbs that draw the network.
+
+    Raises: UsageError, OutputError.
+    """
+    if plot is None:
+        return
+    from importlib.util import find_spec
+
+    from bnfold.atomic import check_output, demand_apart
+    from bnfold.model_file import data_files
+
+    if any(find_spec(name) is None for name in ("matplotlib", "networkx")):
+        raise UsageError("--plot needs matplotlib and networkx; pip install 'bnfold[plot]'")
+    check_output(Path(plot), True, [])
+    read = [name for name in inputs if os.path.exists(name)]
+    demand_apart([plot], [*read, *data_files(read)])
+    demand_apart([plot, *outputs], [])
+
+
+def write_plot(plot: str, network: Network, entries: Iterable[Mapping[str, Any]], title: str) -> list[Path]:
+    """Draw what became of the nodes of `entries`; returns the file."""
+    from bnfold.page.plot import plot as draw
+    from bnfold.page.sections import fates
+
+    draw(network, fates(entries, network), plot, title)
+    return [Path(plot)]
 
 
 def digests(*files: str | os.PathLike[str]) -> dict[str, str]:

@@ -109,7 +109,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
         judgements = list(_judged(request, result, held_out))
         worse = request.only_if_better and not all(one.better for one in judgements)
         pictures = _plotted(request, result)  # first: nothing is written if it fails
-        network = page.drawn(request.html, request.model)
+        network = page.drawn(request.model, request.html)
         files = ([] if request.dry_run or worse else _written(request, result)) + pictures
         if worse:
             result.drop_checkpoint()

@@ -51,7 +51,7 @@ def file(path: Path) -> str:
 
 
 def page(files: Iterable[Path]) -> Iterator[Row]:
-    """A row for what `--html` wrote."""
+    """A row for what `--plot` and `--html` wrote."""
     for one in files:
         yield "page", file(one)
 
@@ -196,7 +196,7 @@ def _plural(count: int, noun: str) -> str:
 # -- inspect ----------------------------------------------------------------------------------------
 
 
-def inspected(found: Inspection, pages: Sequence[str]) -> None:
+def inspected(found: Inspection, pages: Sequence[Path]) -> None:
     """Print what was found in a model."""
     facts = found.facts
     opsets = ", ".join(f"{quoted(domain) if domain else 'opset'} {number}" for domain, number in facts.opsets.items())
@@ -217,7 +217,7 @@ def inspected(found: Inspection, pages: Sequence[str]) -> None:
         ("ops", f"{before.per_channel_ops} {PER_CHANNEL}; a fold leaves {after.per_channel_ops}"),
         *_merged(found.merges),
         *_kept([norm.fold for norm in found.batch_norms if norm.fold.outcome == "kept"]),
-        *page(map(Path, pages)),
+        *page(pages),
     ]
     show(rows)
     if found.batch_norms:

@@ -126,7 +126,7 @@ def _show_page(
 
     folder = Path(check or html).absolute().parent
     known = read(check) if check is not None else certificate(found, report["a"], report["b"], data, folder)
-    network = page.drawn(html, os.path.join(folder, next(iter(known["a"]))))
+    network = page.drawn(os.path.join(folder, next(iter(known["a"]))), html)
     assert network is not None
     page.write(html, for_verify(report, network, known, title))
 

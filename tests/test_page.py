@@ -259,3 +259,31 @@ def test_without_the_extra(folder: Path, tmp_path: Path, verb: str) -> None:
     command = [*PAGES[verb][0], "--html", "x.html"]
     refused(bnfold(*command, cwd=folder, env=environment), "pip install 'bnfold[html]'")
     assert files(folder) == before
+
+
+# -- pictures -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("verb", "suffix"), [("fold", ".svg"), ("inspect", ".png")])
+def test_picture_of_the_network(folder: Path, verb: str, suffix: str) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib draws it")
+    name = f"p{suffix}"
+    dry = ["--dry-run"] if verb == "fold" else []
+    found = json.loads(ok(verb, "m.onnx", *dry, "--json", "--plot", name, cwd=folder))
+    assert verb == "inspect" or found["written"] == [name]
+    content = (folder / name).read_bytes()
+    assert content.startswith({".png": b"\x89PNG", ".svg": b"<?xml"}[suffix]) and len(content) > 5000
+
+
+def test_picture_of_hostile_names_and_bodies(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib draws it")
+    from bnfold.page.drawings import SHAPES
+    from bnfold.page.plot import MARKERS, plot
+    from bnfold.page.sections import ARITHMETIC, REDUCED, ROUTES
+
+    model = onnx.load(SAMPLES / "digits_preact.onnx")
+    plot(lay_out(model), {}, tmp_path / "p.svg", "costs $2 </text><script>alert(1)</script> $3")
+    text = (tmp_path / "p.svg").read_text("utf-8")
+    assert "<svg" in text and "<script" not in text
+    groups = [*ROUTES.values(), ARITHMETIC, REDUCED]
+    assert set(MARKERS) >= {group.shape for group in groups} | set(SHAPES)

@@ -84,7 +84,7 @@ def _edges(network: Network) -> Trace:
     ys: list[float | None] = []
     for a, b in network.edges:
         start, end = network.places[a], network.places[b]
-        for x, y in _way(start, end):
+        for x, y in way(start, end):
             xs.append(round(x, 2))
             ys.append(round(y, 2))
         xs.append(None)
@@ -94,7 +94,7 @@ def _edges(network: Network) -> Trace:
             "showlegend": False}  # fmt: skip
 
 
-def _way(start: Place, end: Place) -> Iterator[tuple[float, float]]:
+def way(start: Place, end: Place) -> Iterator[tuple[float, float]]:
     """A line to the next depth, a bow over what lies between otherwise: above the middle, or below it."""
     span = end.x - start.x
     if span <= 1:

@@ -69,7 +69,7 @@ def for_fold(report: Report, network: Network, digests: Mapping[str, str]) -> Pa
     """The page of `bnfold fold`; `digests`: SHA-256 of the files, by name."""
     entries = report["entries"]
     found = _positions(network)
-    marks = _fates(entries, found)
+    marks = fates(entries, network)
     norms, ops, nodes = report["batch_norms"], report["per_channel_ops"], report["nodes"]
     sections = [
         section(
@@ -116,7 +116,7 @@ def for_inspect(report: Report, network: Network) -> Parts:
                    _change(fold["per_channel_ops"], "ops that only scale or shift"), _change(fold["nodes"], "nodes")]),
             _reasons(entries),
         ),
-        _drawn(network, _fates(entries, found)),
+        _drawn(network, fates(entries, network)),
         section("Variances and gains", gain_figure(norms) if any(norm["statistics"] for norm in norms) else ""),
         section("Every BatchNorm", table(head, rows)),
         section("Nodes that would become one", _merges(fold["merges"])),
@@ -137,7 +137,9 @@ def _fate(entry: Report) -> Group:
     return REDUCED if entry["outcome"] == "reduced" else ROUTES.get(entry["route"], FOLDED)
 
 
-def _fates(entries: Iterable[Report], found: Callable[[str, str], int | None]) -> dict[int, Mark]:
+def fates(entries: Iterable[Report], network: Network) -> dict[int, Mark]:
+    """What became of each node, by its position in the drawing; of the JSON's `entries`."""
+    found = _positions(network)
     places = ((found(entry["scope"], entry["name"]), entry) for entry in entries)
     return {place: Mark(_fate(entry), entry["sentence"]) for place, entry in places if place is not None}
 
