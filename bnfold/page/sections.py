@@ -15,6 +15,7 @@ from bnfold.page.drawings import (
     AMBER,
     BLUE,
     GREY,
+    LONG,
     PURPLE,
     RED,
     REDS,
@@ -339,6 +340,8 @@ def _drawn(network: Network, marks: Mapping[int, Mark]) -> str:
         return ""
     what = f"The network by depth: {len(network.places)} nodes, constants left out."
     how = "Drag to move, pull the ends of the strip to zoom, point at a node to ask."
+    if network.depth <= LONG:
+        how = "Point at a node to ask."
     return section("The network", paragraph(f"{what} {how}"), network_figure(network, marks, what))
 
 
