@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from bnfold.errors import UsageError, quoted
 if TYPE_CHECKING:
     from bnfold.page.network import Network
     from bnfold.page.sections import Parts
+
+log = logging.getLogger("bnfold")
 
 ENDINGS = (".html", ".htm")
 
@@ -42,6 +45,7 @@ def drawn(model: str, *wanted: str | None) -> Network | None:
         return None
     from bnfold.page.network import network_of
 
+    log.info("drawing the network")
     return network_of(model)
 
 
@@ -50,6 +54,7 @@ def write(html: str, parts: Parts) -> list[Path]:
     from bnfold.atomic import write_file
     from bnfold.page.document import page
 
+    log.info("writing the page")
     write_file(html, page(*parts).encode("utf-8", "replace"), overwrite=True)
     return [Path(html)]
 

@@ -76,7 +76,8 @@ def run(
     code = found.exit_code(strict)
     report = {"a": a, "b": b, "exit_code": code} | found.to_dict()
     if html is not None:
-        _show_page(html, report, found, check, data, title)
+        with render.progress(quiet=quiet, verbose=verbose):
+            _show_page(html, report, found, check, data, title)
         files.append(html)
     if json:
         render.as_json(report)

@@ -178,6 +178,17 @@ def test_pieces_escape(name: str) -> None:
     assert [tag for tag, _ in made.tags] == "div table thead tr th button tbody tr td button tr td".split()
 
 
+def test_nodes_of_one_name_have_their_own_fate(tmp_path: Path) -> None:
+    """Names of nodes need not be unique."""
+    model = onnx.load(SAMPLES / "digits_cnn.onnx")
+    for node in model.graph.node:
+        node.name = "same"
+    onnx.save(model, tmp_path / "m.onnx")
+    ok("fold", "m.onnx", "--dry-run", "--html", "p.html", cwd=tmp_path)
+    drawn = Page((tmp_path / "p.html").read_text("utf-8")).figures["network"]["data"]
+    assert [len(trace["x"]) for trace in drawn if trace.get("name") == "folded backward (7)"] == [7]
+
+
 # -- where nodes are drawn ----------------------------------------------------------------------------
 
 

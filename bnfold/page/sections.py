@@ -140,9 +140,14 @@ def _fate(entry: Report) -> Group:
 
 def fates(entries: Iterable[Report], network: Network) -> dict[int, Mark]:
     """What became of each node, by its position in the drawing; of the JSON's `entries`."""
-    found = _positions(network)
-    places = ((found(entry["scope"], entry["name"]), entry) for entry in entries)
-    return {place: Mark(_fate(entry), entry["sentence"]) for place, entry in places if place is not None}
+    places: dict[tuple[str, str, str], list[int]] = {}
+    for position, place in reversed(list(enumerate(network.places))):
+        places.setdefault((place.scope, place.name, place.op), []).append(position)
+    marks = {}
+    for entry in entries:  # in the order of the nodes, which counts where several bear one name
+        if same := places.get((entry["scope"], entry["name"], entry["op"])):
+            marks[same.pop()] = Mark(_fate(entry), entry["sentence"])
+    return marks
 
 
 def _reasons(entries: Iterable[Report]) -> str:
