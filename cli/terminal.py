@@ -66,15 +66,15 @@ def table(rows: Iterable[Sequence[str]]) -> None:
     from rich.text import Text
 
     console, sizes = _console(), widths[:-1]
-    if sum(widths) + 2 * len(sizes) <= console.width:
-        for place, row in enumerate(rows):
-            console.print(_line(row, widths, bold=place == 0))
-        return
     while sum(sizes) + 2 * len(sizes) > console.width:  # the widest gives way
         sizes[sizes.index(max(sizes))] -= 1
+    room = console.width - sum(sizes) - 2 * len(sizes)
     for place, row in enumerate(rows):
-        console.print(_line(row[:-1], sizes, bold=place == 0))
-        console.print(Text(f"{INDENT}{row[-1]}", "bold" if place == 0 else ""), overflow="fold")
+        fits = len(row[-1]) <= room > 0
+        cells, columns = (row, [*sizes, room]) if fits else (row[:-1], sizes)
+        console.print(_line(cells, columns, bold=place == 0))
+        if not fits:
+            console.print(Text(f"{INDENT}{row[-1]}", "bold" if place == 0 else ""), overflow="fold")
 
 
 def _line(row: Sequence[str], widths: Sequence[int], *, bold: bool) -> Table:
