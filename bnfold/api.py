@@ -123,10 +123,16 @@ def fold(
     if require_verify and not verify:
         raise UsageError("the relation check can't be both required and left out; drop one of the two")
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
+    return fold_with(model, Options(only, skip, keep_overridable, merge, kept), verify, require_verify)
+
+
+def fold_with(
+    model: Any, options: Options, verify: bool | Literal["full"] = True, require_verify: bool = False
+) -> FoldResult:
+    """`fold`, with options as one."""
     original, give_back = open_model(model)
     with naming(original.path):
         log.info("folding")
-        options = Options(only, skip, keep_overridable, merge, kept)
         folding, verification = _fold(original, options, verify)
         if require_verify and verification.skipped and _has_changed(folding):
             what = f"the relation check, which is required, can't be made: {verification.skipped}"

@@ -26,8 +26,8 @@ Dims = tuple[int | None, ...]
 # Deterministic ops without side effects whose result depends on nothing but their inputs.
 EVALUATED = frozenset(
     """Abs Add Cast CastLike Ceil Concat ConstantOfShape DequantizeLinear Div Equal Expand Flatten Floor Gather
-    Greater Identity Less Max Min Mod Mul Neg Not Pow Range Reciprocal ReduceProd ReduceSum Reshape Shape Size Slice
-    Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()
+    Greater Identity Less Max Min Mod Mul Neg Not Pow QuantizeLinear Range Reciprocal ReduceProd ReduceSum Reshape
+    Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()
 )
 
 # Results above this many elements are not evaluated: an exporter's chain builds a vector or a kernel,

@@ -105,6 +105,10 @@ class TooLargeError(ModelError):
     """The model doesn't fit into one protobuf message (2 GiB), and is wanted as one."""
 
 
+class NoPlaceError(ModelError):
+    """A model has no place for a BatchNormalization."""
+
+
 class ExternalDataError(ModelError):
     """A tensor kept outside of the model file can't be used."""
 

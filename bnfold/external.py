@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from bnfold.errors import ExternalDataError, quoted
+from bnfold.errors import ExternalDataError, not_utf8, quoted
 from bnfold.mapped import LFS_POINTER, MappedFile, Refused
 from bnfold.weights import LARGE, Source, Stored, Weights, describe, nbytes_of, where
 from bnfold.wire import tensors
@@ -43,7 +43,7 @@ class DataFolder:
 
     def adopt(self, tensor: TensorProto, node: NodeProto | None) -> None:
         """Turn an external tensor into a reference.  Raises: ExternalDataError."""
-        location = "?"
+        location: str | bytes = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
         try:
             location, offset, length = _entries(tensor)
             file = self._files.get(location) or self._open(location)
@@ -58,7 +58,8 @@ class DataFolder:
             if needed is not None and length != needed:
                 raise Refused(f"{length} bytes are kept there, and {describe(tensor)} takes {needed}")
         except Refused as why:
-            raise ExternalDataError(f"data file {quoted(location)}: {why}", where=where(tensor, node)) from None
+            named = not_utf8(location) or quoted(location)
+            raise ExternalDataError(f"data file {named}: {why}", where=where(tensor, node)) from None
         self._ranges.setdefault(str(file.path), []).append((offset, offset + length, where(tensor, node)))
         del tensor.external_data[:]
         tensor.ClearField("data_location")

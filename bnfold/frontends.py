@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bnfold.errors import BnfoldError, ModelError, UsageError, quoted
+from bnfold.errors import BnfoldError, UsageError, quoted
 from bnfold.model_file import LoadedModel, load, save, to_proto, wrap
 from bnfold.soundness import demand_sound
 
@@ -120,22 +120,9 @@ def _graphsurgeon(graph: Any) -> tuple[LoadedModel, GiveBack]:
 
 
 def _onnx_ir(model: Any) -> tuple[LoadedModel, GiveBack]:
-    import onnx_ir
+    from bnfold.ir_model import opened
 
-    proto: Any = onnx_ir.to_proto(model)
-    return wrap(proto, _data_folder(model)), lambda folded: onnx_ir.from_proto(to_proto(folded))
-
-
-def _data_folder(model: Any) -> str | None:
-    """The folder of a model's external tensors, None if it has none."""
-    from onnx_ir import ExternalTensor
-
-    constants = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-    folders = {os.fsdecode(tensor.base_dir) for tensor in constants if isinstance(tensor, ExternalTensor)}
-    if len(folders) > 1:
-        raise ModelError("its external data is in several folders; save it to one file and give the path of that")
-    # The tensors say '' where they mean the current folder.
-    return next((folder or os.curdir for folder in folders), None)
+    return opened(model)
 
 
 def _onnx_program(program: Any) -> tuple[LoadedModel, GiveBack]:

@@ -9,6 +9,8 @@ If/Loop/Scan (it may read, "capture", values of the scopes around it), each loca
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -19,6 +21,43 @@ Container = GraphProto | FunctionProto
 
 # Readers of the shape alone: they don't count as readers of a value.
 SHAPE_READERS = frozenset({"Shape", "Size"})
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of one scope, and those around it."""
+
+    own: set[str]
+    outer: Names | None
+
+    def __contains__(self, name: str) -> bool:
+        names: Names | None = self
+        while names is not None:
+            if name in names.own:
+                return True
+            names = names.outer
+        return False
+
+
+def declared(scope: Container) -> Iterator[str]:
+    """The names that a scope defines, one as often as it does."""
+    if isinstance(scope, FunctionProto):
+        yield from scope.input
+    else:
+        inputs = [info.name for info in scope.input]
+        yield from inputs
+        given = set(inputs)  # an initializer that is an input too is its default
+        initial = [tensor.name for tensor in scope.initializer]
+        initial += [sparse.values.name for sparse in scope.sparse_initializer]
+        for name in initial:
+            if name in given:
+                given.remove(name)
+            else:
+                yield name
+    for node in scope.node:
+        for name in node.output:
+            if name:
+                yield name
 
 
 class Value:
@@ -321,15 +360,17 @@ def _sorted_nodes(protos: list[NodeProto], scope: Scope) -> list[NodeProto]:
 
 
 def _reads(proto: NodeProto) -> Iterator[str]:
-    """Names a node reads, also inside of its bodies (a name defined in the body itself does no harm here)."""
-    pending: list[NodeProto] = [proto]
+    """Names a node reads from its scope, also inside of its bodies (which may have names of their own)."""
+    yield from (name for name in proto.input if name)
+    bodies = [body for attribute in proto.attribute for body in bodies_of(attribute)]
+    pending: list[tuple[GraphProto, Names | None]] = [(body, None) for body in bodies]
     while pending:
-        node = pending.pop()
-        yield from (name for name in node.input if name)
-        for attribute in node.attribute:
-            for body in bodies_of(attribute):
-                pending.extend(body.node)
-                yield from (info.name for info in body.output)
+        body, outer = pending.pop()
+        names = Names(set(declared(body)), outer)
+        read = chain((name for node in body.node for name in node.input), (info.name for info in body.output))
+        yield from (name for name in read if name and name not in names)
+        attributes = (attribute for node in body.node for attribute in node.attribute)
+        pending.extend((inner, names) for attribute in attributes for inner in bodies_of(attribute))
 
 
 def remove_nodes(scope: Scope, gone: Iterable[Node]) -> None:

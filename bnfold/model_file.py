@@ -83,17 +83,20 @@ def data_files(models: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return [Path(path).parent / name for path in models if os.path.isfile(path) for name in _data_of(Path(path))]
 
 
-def wrap(proto: ModelProto, base_dir: str | os.PathLike[str] | None = None) -> LoadedModel:
+def wrap(
+    proto: ModelProto, base_dir: str | os.PathLike[str] | None = None, weights: Weights | None = None
+) -> LoadedModel:
     """A model that is in memory already.
 
     Args:
         proto: used as it is, not copied.
         base_dir: the folder of its external data, if it has any that isn't loaded; these tensors
             become references in `proto`.  Without it they stay as they are and can't be read.
+        weights: what tokens in it stand for, if there are any.
 
     Raises: ModelError, ExternalDataError as `load` does.
     """
-    weights = Weights()
+    weights = weights or Weights()
     model = LoadedModel(proto, weights, None)
     _take_stock(model, None if base_dir is None else DataFolder(Path(base_dir), weights, None))
     return model

@@ -18,7 +18,7 @@ import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 
 from bnfold.errors import ModelError, not_utf8, quoted
-from bnfold.graph import Container, bodies_of, in_cycle, order_of, undefined
+from bnfold.graph import Container, Names, bodies_of, declared, in_cycle, order_of, undefined
 
 # Nodes that a model has with its functions written out in the place of their calls, as ONNX Runtime does.  The
 # largest real models have some 10^4; twelve functions that call each other ten times have 10^12.
@@ -51,29 +51,13 @@ def _problems(model: ModelProto) -> Iterator[ModelError]:
 # -- names and nodes ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Names:
-    """The names of one scope, and those around it."""
-
-    own: set[str]
-    outer: _Names | None
-
-    def __contains__(self, name: str) -> bool:
-        names: _Names | None = self
-        while names is not None:
-            if name in names.own:
-                return True
-            names = names.outer
-        return False
-
-
 def _scopes(container: Container, opsets: Opsets, inside: str) -> Iterator[ModelError]:
     """The problems of a graph or function, and of the bodies in it."""
-    pending: list[tuple[Container, _Names | None]] = [(container, None)]
+    pending: list[tuple[Container, Names | None]] = [(container, None)]
     while pending:
         scope, outer = pending.pop()
-        nodes, counts = list(scope.node), Counter(_declared(scope))
-        names = _Names(set(counts), outer)
+        nodes, counts = list(scope.node), Counter(declared(scope))
+        names = Names(set(counts), outer)
         for name, count in counts.items():
             if shown := not_utf8(name):
                 yield ModelError("its name isn't UTF-8; rename it", where=f"{inside}value {shown}")
@@ -92,32 +76,11 @@ def _scopes(container: Container, opsets: Opsets, inside: str) -> Iterator[Model
                 yield ModelError(what, where=f"{inside}output {quoted(name)}")
 
 
-def _declared(scope: Container) -> Iterator[str]:
-    """The names that a scope defines, one as often as it does."""
-    if isinstance(scope, FunctionProto):
-        yield from scope.input
-    else:
-        inputs = [info.name for info in scope.input]
-        yield from inputs
-        given = set(inputs)  # an initializer that is an input too is its default
-        initial = [tensor.name for tensor in scope.initializer]
-        initial += [sparse.values.name for sparse in scope.sparse_initializer]
-        for name in initial:
-            if name in given:
-                given.remove(name)
-            else:
-                yield name
-    for node in scope.node:
-        for name in node.output:
-            if name:
-                yield name
-
-
 def _results(scope: Container) -> Iterable[str]:
     return scope.output if isinstance(scope, FunctionProto) else [info.name for info in scope.output]
 
 
-def _node(node: NodeProto, names: _Names, opsets: Opsets, inside: str) -> Iterator[ModelError]:
+def _node(node: NodeProto, names: Names, opsets: Opsets, inside: str) -> Iterator[ModelError]:
     for text in (node.name, node.op_type, node.domain):
         if shown := not_utf8(text):
             yield ModelError("its name or op isn't UTF-8; rename it", where=f"{inside}node {shown}")

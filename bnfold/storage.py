@@ -10,7 +10,7 @@ from onnx import FunctionProto, TensorProto, helper, numpy_helper
 
 from bnfold.constants import Array
 from bnfold.graph import Graph, Scope
-from bnfold.weights import Weights
+from bnfold.weights import Weights, bits_of
 
 CONTENT = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
@@ -38,6 +38,17 @@ def add_tensor(graph: Graph, scope: Scope, name: str, content: Array) -> TensorP
     return tensor
 
 
+def tensors_of(scope: Scope) -> dict[str, TensorProto]:
+    """The stored tensors that a scope's nodes can read, by name."""
+    found: dict[str, TensorProto] = {} if scope.parent is None else tensors_of(scope.parent)
+    if not isinstance(scope.proto, FunctionProto):
+        found.update((tensor.name, tensor) for tensor in scope.proto.initializer)
+    for node in scope.proto.node:
+        if node.op_type == "Constant":
+            found.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+    return found
+
+
 def fill(
     weights: Weights, tensor: TensorProto, dtype: Any, dims: Sequence[int], content: Array | Callable[[], Any]
 ) -> None:
@@ -50,4 +61,12 @@ def fill(
         return
     for name in CONTENT:
         tensor.ClearField(name)
+    if is_packed(content.dtype):
+        tensor.raw_data = numpy_helper.from_array(content).raw_data
+        return
     tensor.raw_data = np.ascontiguousarray(content).tobytes()
+
+
+def is_packed(dtype: Any) -> bool:
+    """True for types that ONNX stores tighter than a byte."""
+    return bool((bits_of(helper.np_dtype_to_tensor_dtype(np.dtype(dtype))) or 8) % 8)

@@ -3,8 +3,9 @@
 A large tensor's `raw_data` holds a *token* in the place of its bytes: 24 bytes that name one entry
 of a `Weights`.  Since a token is ordinary raw_data, it goes where its TensorProto goes when the
 graph is edited or the tensor copied, and an editor need not know that it is there.  Behind a token
-is either a range of a mapped file, `Stored`, or a recipe, `Deferred`.  Both have a size and give
-their bytes in blocks, which is all that writing needs; so a model is copied without being held.
+is a range of a mapped file, `Stored`, a tensor of another library, `Held`, or a recipe, `Deferred`.
+All have a size and give their bytes in blocks, which is all that writing needs; so a model is copied
+without being held.
 """
 
 from __future__ import annotations
@@ -123,6 +124,26 @@ class Stored(Source):
             stop = min(start + BLOCK, end)
             yield self.file.view[start:stop]
             self.file.forget(start, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Source):
+    """Bytes of a tensor that another library holds, and gives when they are asked for.
+
+    `owner` is that tensor, for giving it back as it came.
+    """
+
+    owner: Any = field(repr=False)
+    read: Callable[[], Array] = field(repr=False)
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes, where they are (as a rule: what isn't contiguous is copied)."""
+        return np.ascontiguousarray(self.read()).reshape(-1).view(np.uint8).data
+
+    def blocks(self) -> Iterator[memoryview]:
+        """The bytes."""
+        yield self.view
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,7 +329,7 @@ def external_unknown(tensor: TensorProto) -> ExternalDataError:
 
 def _as_array(tensor: TensorProto, source: Source) -> Array:
     content: memoryview | Array
-    if isinstance(source, Stored):
+    if isinstance(source, (Stored, Held)):
         content = source.view
     else:
         content, at = np.empty(source.nbytes, np.uint8), 0

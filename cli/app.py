@@ -31,7 +31,8 @@ Examples:
 \b
 Exit codes:
   0    done (also when there was nothing to fold)
-  1    not equivalent: a proof failed and nothing was written, or verify found a difference
+  1    not equivalent: a proof failed and nothing was written, or verify found a difference;
+       inspect --check: a fold would remove BatchNorm
   2    bad input, usage or I/O, or an internal error
   3    verify cannot tell
   130  interrupted, nothing was left behind
@@ -43,12 +44,14 @@ Examples:
   bnfold fold model.onnx -o out.onnx --force      replaces out.onnx
   bnfold fold model.onnx --dry-run -v             what would become of each BatchNorm
   bnfold fold model.onnx --skip '*head*' --json   leaves these alone; the account as JSON
+  bnfold fold models/*.onnx -o folded --jobs 4    many, four at once; the highest of their exit codes
 """
 
 INSPECT_EXAMPLES = """\b
 Examples:
   bnfold inspect model.onnx
   bnfold inspect model.onnx --json
+  bnfold inspect models/*.onnx --check            exit code 1 if a fold would remove BatchNorm
 """
 
 VERIFY_EXAMPLES = """\b
@@ -90,6 +93,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="ONNX files.", show_default=False)]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", metavar="N", min=1, help="So many models at once; a line for each.")
+]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else there.")]
 
 
@@ -110,11 +117,17 @@ def root(
 
 @app.command(epilog=FOLD_EXAMPLES)
 def fold(
-    model: Model,
+    models: Models,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Where to; by default NAME.folded.onnx beside MODEL."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Where to (of several models: a folder); by default NAME.folded.onnx beside MODEL.",
+        ),
     ] = None,
+    jobs: Jobs = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace MODEL itself.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
@@ -154,7 +167,7 @@ def fold(
     from .fold import run
 
     return partial(
-        run, model, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
+        run, models, jobs=jobs, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
         no_verify=no_verify,
         require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
         only=only or (), skip=skip or (), plot=plot, html=html, json=json, quiet=quiet, verbose=verbose,
@@ -163,11 +176,15 @@ def fold(
 
 @app.command(epilog=INSPECT_EXAMPLES)
 def inspect(
-    model: Model,
+    models: Models,
     keep_overridable: Annotated[
         bool, typer.Option("--keep-overridable", help="As for fold: such initializers are no constants.")
     ] = False,
     no_merge: Annotated[bool, typer.Option("--no-merge", help="As for fold: parallel branches stay.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit code 1 if there is BatchNorm that a fold removes.")
+    ] = False,
+    jobs: Jobs = None,
     plot: options.PlotNetwork = None,
     html: options.Html = None,
     json: Json = False,
@@ -175,7 +192,10 @@ def inspect(
     """Show every BatchNorm, and what a fold would do with it."""
     from .inspect import run
 
-    return partial(run, model, keep_overridable=keep_overridable, no_merge=no_merge, plot=plot, html=html, json=json)
+    return partial(
+        run, models, keep_overridable=keep_overridable, no_merge=no_merge, check=check, jobs=jobs, plot=plot, html=html,
+        json=json,
+    )  # fmt: skip
 
 
 @app.command(epilog=VERIFY_EXAMPLES)

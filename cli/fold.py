@@ -8,13 +8,14 @@ from pathlib import Path
 
 from bnfold.errors import UsageError, quoted
 
-from . import page, render
+from . import batch, many, page, render
 from .request import choose_one, target
 
 
 def run(
-    model: str,
+    models: Sequence[str],
     *,
+    jobs: int | None,
     output: str | None,
     in_place: bool,
     force: bool,
@@ -32,8 +33,8 @@ def run(
     json: bool,
     quiet: bool,
     verbose: bool,
-) -> None:
-    """Do what the command line asks for; see `bnfold fold --help`."""
+) -> int:
+    """Do what the command line asks for (see `bnfold fold --help`); returns the exit code."""
     choose_one(("--quiet", quiet), ("--verbose", verbose))
     choose_one(("--in-place", in_place), ("--output", output is not None))
     if verify not in ("usual", "full"):
@@ -42,6 +43,19 @@ def run(
         raise UsageError(f"--kept is 'reduce' or 'keep', not {quoted(kept)}")
     choose_one(("--verify full", verify == "full"), ("--no-verify", no_verify))
     choose_one(("--require-verify", require_verify), ("--no-verify", no_verify))
+    if batch.is_many(models, output, jobs):
+        choose_one(
+            ("several models", True), ("--verbose", verbose), ("--plot", plot is not None), ("--html", html is not None)
+        )
+        options = many.words(
+            in_place=in_place, force=force, dry_run=dry_run, verify=verify, no_verify=no_verify,
+            require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
+            only=only, skip=skip,
+        )  # fmt: skip
+        return batch.fold(
+            models, options, output=output, in_place=in_place, dry_run=dry_run, jobs=jobs or 1, json=json, quiet=quiet
+        )
+    model = models[0]
     place = target(model, output, in_place, "folded")
     overwrite = in_place or force
 
@@ -72,6 +86,7 @@ def run(
 
     if json:
         written = {"written": [str(file) for file in (*files, *pages)]}
-        render.as_json(names | written | result.to_dict())
+        render.as_json("fold", names | written | result.to_dict())
     elif not quiet:
         render.folded(result, Path(model), place, files, pages=pages, verbose=verbose, needs_force=not overwrite)
+    return 0

@@ -99,7 +99,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
             pages = page.write(request.html, for_insert(report, network, page.digests(request.model, *files)))
 
     if json:
-        render.as_json(report | {"written": [str(file) for file in (*files, *pages)]})
+        render.as_json("insert", report | {"written": [str(file) for file in (*files, *pages)]})
     elif not quiet:
         _show(request, result, files, pages, verbose=verbose)
 

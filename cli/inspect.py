@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import page, render
+from .request import choose_one
 
 
-def run(model: str, *, keep_overridable: bool, no_merge: bool, html: str | None, plot: str | None, json: bool) -> None:
-    """Do what the command line asks for; see `bnfold inspect --help`."""
+def run(
+    models: Sequence[str],
+    *,
+    keep_overridable: bool,
+    no_merge: bool,
+    check: bool,
+    jobs: int | None,
+    plot: str | None,
+    html: str | None,
+    json: bool,
+) -> int:
+    """Do what the command line asks for (see `bnfold inspect --help`); returns the exit code."""
+    from . import batch, many
+
+    if batch.is_many(models, None, jobs):
+        choose_one(("several models", True), ("--plot", plot is not None), ("--html", html is not None))
+        options = many.words(keep_overridable=keep_overridable, no_merge=no_merge, check=check)
+        return batch.inspect(models, options, check=check, jobs=jobs or 1, json=json)
     import bnfold
 
+    model = models[0]
     page.demand(html, [plot] if plot else [], [model])
     page.demand_plot(plot, [], [model])
     with render.progress(quiet=json, verbose=False):
@@ -26,6 +45,7 @@ def run(model: str, *, keep_overridable: bool, no_merge: bool, html: str | None,
 
             pages += page.write(html, for_inspect(report, network))
     if json:
-        render.as_json(report)
+        render.as_json("inspect", report)
     else:
         render.inspected(found, pages)
+    return int(check and found.after.batch_norms < found.before.batch_norms)

@@ -123,7 +123,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
             files += page.write(request.html, for_recalibrate(report, network, page.digests(request.model, *files)))
 
     if json:
-        render.as_json(report | {"written": [str(file) for file in files]})
+        render.as_json("recalibrate", report | {"written": [str(file) for file in files]})
     elif not quiet:
         drift.show(result, request, judgements, notices, files, verbose=verbose, worse=worse)
 
@@ -285,7 +285,7 @@ def _restore(request: Request, *, json: bool, quiet: bool, verbose: bool) -> Non
         files = [] if request.dry_run else save(model, request.target, overwrite=request.overwrite)
     if json:
         names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
-        render.as_json({**names, "restored": count, "notices": list(model.notices)})
+        render.as_json("restore", {**names, "restored": count, "notices": list(model.notices)})
     elif not quiet:
         drift.show_restored(request, count, model.notices, files)
 

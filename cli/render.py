@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import quoted
+from bnfold.errors import clean, quoted
 from bnfold.plain import finite
 
 from .terminal import Row, progress, show, table
 
 __all__ = [
-    "Row", "as_json", "file", "folded", "inspected", "more", "number", "page", "progress", "show", "size", "table",
+    "Row", "as_json", "clean", "file", "folded", "inspected", "more", "number", "page", "progress", "show", "size",
+    "table",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -62,11 +63,15 @@ def more(count: int) -> Iterator[Row]:
         yield "", f"and {count} more; -v shows all"
 
 
-def as_json(data: dict[str, Any]) -> None:
-    """Print plain data as JSON; numbers that JSON doesn't have become null."""
+def as_json(kind: str, data: dict[str, Any]) -> None:
+    """Print plain data as JSON; numbers that JSON doesn't have become null.
+
+    `bnfold/schema.json` describes it under the name that comes first: bnfold, the kind, its version.
+    """
     import json
 
-    print(json.dumps(finite(data), indent=2))
+    name = f"bnfold:{kind}:{data.get('schema_version', 1)}"
+    print(json.dumps({"schema": name, **finite(data)}, indent=2))
 
 
 # -- fold -------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def run(
             _show_page(html, report, found, check, data, title)
         files.append(html)
     if json:
-        render.as_json(report)
+        render.as_json("verify", report)
     elif not quiet:
         verdict.show(found, a or f"what {check} certifies", b, files, verbose=verbose)
     return code

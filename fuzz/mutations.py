@@ -47,13 +47,15 @@ def _in_bytes(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
 
 
 def _in_tree(data: bytes, rng: random.Random) -> bytes | None:
-    """A field less, an entry twice, another number, another name; None if it is no model any more."""
+    """A field less, an entry twice, another number, another name; None if it is no model any more, or an empty one."""
     model = ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError:
         return None
     places = list(_places(model))
+    if not places:
+        return None
     message, field = rng.choice(places)
     _damage(message, field, rng, places)
     serialised: bytes = model.SerializeToString()

@@ -1,12 +1,15 @@
 """Fuzz the readers for as long as you like.
 
-    python fuzz/run.py --minutes 20 [--target model] [--models FOLDER] [--seed 0] [--check]
-    python fuzz/run.py --atheris model -- -max_total_time=600        (pip install atheris)
+    python fuzz/run.py --minutes 20 [--target model] [--models FOLDER] [--each N] [--seed 0] [--check]
+    python fuzz/run.py --atheris model [--corpus FOLDER] [--keep FOLDER] -- -max_total_time=600
 
 Case number k is made from the seed and k, so every failure can be made again; its bytes are kept, too, under
 `--keep`.  Each case runs in a process of its own, with 4 GB and 60 s: a crash or a bomb is a failure like others.
-`--models` mutates these files beside the seeds; `--check` runs each folded model beside its original.  Exit code 1 if
-anything failed.
+`--models` mutates these files beside the seeds, or each of them N times and nothing else; `--check` runs each folded
+model beside its original.  Exit code 1 if anything failed.
+
+`--atheris` lets coverage lead the way (of the extra `dev`, on Linux): it begins with what `seeds.py` makes, adds what
+leads to new lines to the corpus, and stops at the first failure, which it keeps.  libFuzzer gets what is behind `--`.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ if "--atheris" in sys.argv:  # what it is to follow has to be imported under its
             importlib.import_module(module)
 
 from mutations import mutated  # noqa: E402
-from targets import TARGETS, seeds  # noqa: E402
+from seeds import corpus, seeds  # noqa: E402
+from targets import TARGETS  # noqa: E402
 
 SECONDS, SPACE = 60, 4 << 30
 DONE = ("refused", "folded", "left alone", "read", "refused and read", "read and refused")
@@ -48,16 +52,24 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", type=Path, help="a folder of .onnx files")
+    parser.add_argument("--each", type=int, default=0, help="so many mutants of each of these files")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--keep", type=Path, help="a folder for what failed")
     parser.add_argument("--atheris", choices=TARGETS)
+    parser.add_argument("--corpus", type=Path, help="a folder that outlives the run (--atheris)")
     arguments, rest = parser.parse_known_args()
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
     if arguments.atheris:
-        return _guided(arguments.atheris, [part for part in rest if part != "--"])
-    counts, failed = fuzz(
-        arguments.target or list(TARGETS), arguments.cases, time.monotonic() + 60 * arguments.minutes, arguments.seed,
-        sorted(arguments.models.glob("*.onnx")) if arguments.models else [], arguments.check, arguments.keep,
-    )  # fmt: skip
+        options = [part for part in rest if part != "--"]
+        return _guided(arguments.atheris, options, arguments.corpus, arguments.keep)
+    models = sorted(arguments.models.glob("*.onnx")) if arguments.models else []
+    end = time.monotonic() + 60 * arguments.minutes
+    targets, cases, in_order = arguments.target or list(TARGETS), arguments.cases, bool(arguments.each)
+    if in_order:
+        targets, models = ["model"], [model for model in models for _ in range(arguments.each)]
+        cases = len(models)
+    counts, failed = fuzz(targets, cases, end, arguments.seed, models, arguments.check, arguments.keep, in_order)
     print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
     for what, cases in sorted(failed.items(), key=lambda item: -len(item[1])):
         print(f"{len(cases)} × {what}: {', '.join(cases[:5])}")
@@ -66,12 +78,15 @@ def main() -> int:
 
 def fuzz(
     targets: list[str], cases: int, end: float, seed: int, models: list[Path], check: bool = False,
-    keep: Path | None = None,
+    keep: Path | None = None, in_order: bool = False,
 ) -> tuple[Counter[str], dict[str, list[str]]]:  # fmt: skip
-    """How cases ended, by target; and failures: what happened, and in which cases."""
+    """How cases ended, by target; and failures: what happened, and in which cases.
+
+    `models` are files to begin with, beside the seeds; `in_order`: a case of each, and no others.
+    """
     for module in WARM:  # once, rather than in every process
         importlib.import_module(module)
-    corpus = {target: seeds(target) for target in targets}
+    sound = {target: seeds(target) for target in targets}
     counts: Counter[str] = Counter()
     failed: dict[str, list[str]] = {}
     for number in range(seed, seed + cases):
@@ -81,8 +96,10 @@ def fuzz(
         target = targets[number % len(targets)]
         is_model = target == "model"
         chosen = rng.choice([*models, None]) if is_model and models else None
-        begin = chosen.read_bytes() if chosen else rng.choice(corpus[target])
-        data = mutated(begin, rng, corpus[target], tree=is_model)
+        if in_order:
+            chosen = models[number - seed]
+        begin = chosen.read_bytes() if chosen else rng.choice(sound[target])
+        data = mutated(begin, rng, sound[target], tree=is_model)
         word = _alone(target, data, check and is_model)
         if word in DONE:
             counts[f"{target} {word}"] += 1
@@ -125,16 +142,33 @@ def _limited(target: str, data: bytes, folder: Path, check: bool) -> str:
         return f"{type(error).__name__} in {Path(frame.filename).name} {frame.name}: {text}"
 
 
-def _guided(target: str, options: list[str]) -> int:
-    """Coverage-guided, by atheris."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    for number, seed in enumerate(seeds(target)):
-        (corpus / str(number)).write_bytes(seed)
-    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: TARGETS[target](data, folder) and None)
+def _guided(target: str, options: list[str], corpus_folder: Path | None, keep: Path | None) -> int:
+    """Coverage-guided, by atheris, which never returns: in a child."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        child = os.fork()
+        if not child:
+            _follow_coverage(target, options, corpus_folder or Path(name) / "corpus", Path(name), keep)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _follow_coverage(target: str, options: list[str], units: Path, folder: Path, keep: Path | None) -> None:
+    units.mkdir(exist_ok=True, parents=True)
+    for number, data in enumerate(corpus(target)):
+        (units / f"seed-{number:03}").write_bytes(data)
+    sound = seeds(target)
+
+    def mutator(data: bytes, largest: int, seed: int) -> bytes:
+        """libFuzzer knows bytes; of models, we know fields."""
+        if target == "model" and seed % 2:
+            changed = mutated(data, random.Random(seed), sound, tree=True)
+            return changed if len(changed) <= largest else data
+        guided: bytes = atheris.Mutate(data, largest)
+        return guided
+
+    options = [*options, f"-artifact_prefix={keep}/{target}-"] if keep else options
+    arguments = [sys.argv[0], *options, str(units)]
+    atheris.Setup(arguments, lambda data: TARGETS[target](data, folder) and None, custom_mutator=mutator)
     atheris.Fuzz()
-    return 0
 
 
 if __name__ == "__main__":

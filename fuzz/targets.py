@@ -6,12 +6,12 @@ BnfoldError is a bug, and so is a fold that isn't the same function.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
+from seeds import network
 
 import bnfold
 from bnfold.errors import BnfoldError, NotEquivalentError
@@ -77,6 +77,57 @@ def samples(data: bytes, folder: Path) -> str:
     return first if first == second else f"{first} and {second}"
 
 
+def image(data: bytes, folder: Path) -> str:
+    """The bytes of an image, alone in a folder, as recalibrate and insert read it."""
+    from bnfold.inspection import Port
+    from bnfold.recalibrate.data import open_data
+    from bnfold.recalibrate.images import ImageOptions
+
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images" / "a.png").write_bytes(data)
+    port, options = Port("x", "float32", (None, 3, 8, 8)), ImageOptions(resize=(8, 8))
+    return _said(lambda: list(open_data(str(folder / "images"), [port], images=options).batches()))
+
+
+def undo(data: bytes, folder: Path) -> str:
+    """The bytes of a file of old statistics, as `recalibrate --restore` reads it."""
+    from bnfold.recalibrate.undo import put_back
+
+    path, model = folder / "undo.npz", folder / "network.onnx"
+    path.write_bytes(data)
+    if not model.exists():
+        model.write_bytes(network(0).SerializeToString())
+    return _said(lambda: put_back(model, path))
+
+
+def checkpoint(data: bytes, folder: Path) -> str:
+    """The bytes of a checkpoint, and the cache of values that it tells of."""
+    from seeds import SIGNATURE
+
+    from bnfold.recalibrate.cache import Cache
+    from bnfold.recalibrate.checkpoint import Checkpoint
+
+    path, precious = folder / "c.npz", folder / "precious.npy"
+    path.write_bytes(data)
+    precious.write_bytes(b"precious")
+
+    def resume() -> None:
+        found = Checkpoint(path, SIGNATURE)
+        assert found.found is not None
+        with Cache(0, found.folder, found.found.cached) as cache:
+            for batch, names in enumerate(cache.files()):
+                cache.get(batch)
+                cache.drop(batch, names)
+            cache.sweep()
+
+    (folder / "c.npz.cache").mkdir(exist_ok=True)
+    for name in ("1.npy", "2.npy"):
+        np.save(folder / "c.npz.cache" / name, np.ones(4))
+    word = _said(resume)
+    assert precious.read_bytes() == b"precious", "a file outside of the cache"
+    return word
+
+
 def _said(use: Callable[[], object]) -> str:
     try:
         with np.errstate(all="ignore"):
@@ -87,62 +138,9 @@ def _said(use: Callable[[], object]) -> str:
     return "read"
 
 
-TARGETS: dict[str, Callable[..., str]] = {"model": model, "layout": layout, "samples": samples}
-
-
-def seeds(target: str) -> list[bytes]:
-    """Where mutation begins."""
-    if target == "layout":
-        overflowing = b"w.bin|1\nw.bin|18446744073709551615|4"
-        return [b"w.bin|0|1024\nw.bin|1024|1024", b"../secret|0|1024", overflowing, b"m.onnx", b"w.bin|1024"]
-    if target == "samples":
-        return _archives()
-    return [_network(kind).SerializeToString() for kind in range(3)]
-
-
-def _network(kind: int) -> ModelProto:
-    """Conv, BN, Relu, a residual sum, a Gemm behind a Flatten; with a Constant, with an If, or of a function."""
-    rng = np.random.default_rng(kind)
-    tensors = {"w": (4, 3, 3, 3), "g": (4,), "b": (4,), "m": (4,), "v": (4,), "u": (4, 4, 1, 1), "f": (2, 144)}
-    kept = [numpy_helper.from_array(rng.random(shape).astype(np.float32), name) for name, shape in tensors.items()]
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
-        helper.make_node("BatchNormalization", ["c", "g", "b", "m", "v"], ["n"], name="bn", epsilon=1e-3),
-        helper.make_node("Relu", ["n"], ["r"]),
-        helper.make_node("Conv", ["r", "u"], ["s"]),
-        helper.make_node("Add", ["r", "s"], ["t"]),
-        helper.make_node("BatchNormalization", ["t", "g", "b", "m", "v"], ["o"]),
-        helper.make_node("Flatten", ["o"], ["l"]),
-        helper.make_node("Gemm", ["l", "f"], ["y"], transB=1),
-    ]
-    functions = []
-    if kind == 1:
-        out = helper.make_tensor_value_info("z", 1, None)
-        branches = [helper.make_graph([helper.make_node(op, ["n"], ["z"])], op, [], [out]) for op in ("Relu", "Abs")]
-        nodes[2] = helper.make_node("If", ["yes"], ["r"], then_branch=branches[0], else_branch=branches[1])
-        kept.append(numpy_helper.from_array(np.array(True), "yes"))
-    if kind == 2:
-        inner = [helper.make_node("Relu", ["a"], ["b"])]
-        functions = [helper.make_function("f", "act", ["a"], ["b"], inner, [helper.make_opsetid("", 17)])]
-        nodes[2] = helper.make_node("act", ["n"], ["r"], domain="f")
-        nodes.insert(0, helper.make_node("Constant", [], ["g"], value=kept.pop(1)))
-    x, y = helper.make_tensor_value_info("x", 1, ["N", 3, 8, 8]), helper.make_tensor_value_info("y", 1, ["N", 2])
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
-    graph = helper.make_graph(nodes, "g", [x], [y], kept)
-    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8)
-
-
-def _archives() -> list[bytes]:
-    import io
-
-    found, array = [], np.arange(60, dtype=np.float32).reshape(20, 3)
-    for save in (np.savez, np.savez_compressed):
-        buffer = io.BytesIO()
-        save(buffer, x=array, y=np.arange(20))
-        found.append(buffer.getvalue())
-    buffer = io.BytesIO()
-    np.save(buffer, np.asfortranarray(array))
-    return [*found, buffer.getvalue(), b"PK\x05\x06" + bytes(18), struct.pack("<4sHHI", b"PK\x03\x04", 20, 1, 0)]
+TARGETS: dict[str, Callable[..., str]] = {
+    "model": model, "layout": layout, "samples": samples, "image": image, "undo": undo, "checkpoint": checkpoint,
+}  # fmt: skip
 
 
 def _taker() -> ModelProto:

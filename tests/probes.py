@@ -147,7 +147,7 @@ SCOPES = [
           "v = Tile(q_var[2], t:int64[1]={2}); y = BatchNormalization(h, g, b[4], m[4], v)"),
     Probe("int8-weight", "-----!",
           "x[N,3,6,5] -> y | d = DequantizeLinear<axis=0>(q:int8[4,3,1,1]={1,-2,3,4,5,-6,7,8,9,10,-11,12}, "
-          "s_var[4], z:int8[4]={0,0,0,0}); h = Conv(x, d, b[4]); y = BN4(h)", 1, "quantised", opset=19),
+          "s_var[4], z:int8[4]={0,0,0,0}); h = Conv(x, d, b[4]); y = BN4(h)", opset=19),
     Probe("in-if", "+--++-",
           "x[N,3,6,5] c:bool[] -> y | y = If(c) <then_branch = t () => (float[N,4,4,3] p) { g = Conv(x, w[4,3,3,3]); "
           "p = BN4(g) }, else_branch = e () => (float[N,4,4,3] q) { q = Conv(x, v[4,3,3,3]) }>"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,9 @@ import bnfold
 from bnfold.errors import ModelError, UsageError
 from bnfold.recalibrate import checkpoint, exact, measure
 from bnfold.recalibrate.cache import Cache
+from bnfold.recalibrate.checkpoint import Checkpoint, Progress
 from bnfold.recalibrate.data import open_data
+from bnfold.recalibrate.moments import Trace
 
 X = samples(160, CHANNELS, 6, 6)
 
@@ -180,12 +183,47 @@ def test_files_that_no_checkpoint_knows_go(tmp_path: Path) -> None:
     assert sorted(files(tmp_path)) == ["2.npy"]
 
 
+def test_no_file_of_others_is_read_or_removed(tmp_path: Path) -> None:
+    """A cache clears away its own files alone, and a checkpoint that names others is none of ours."""
+    folder = tmp_path / "c.npz.cache"
+    folder.mkdir()
+    np.save(tmp_path / "1.npy", X)
+    for name in ("notes.txt", "x1.npy", "3.npy"):
+        (folder / name).write_bytes(b"mine")
+    saved = Checkpoint(tmp_path / "c.npz", {})
+    for name, sound in (("../1.npy", False), ("/etc/hostname", False), ("1.npy/../../1.npy", False), ("1.npy", True)):
+        saved.write(Progress([Trace()], cached=[{"x": name}]))
+        if sound:
+            assert Checkpoint(saved.path, {}).found is not None
+            continue
+        with pytest.raises(UsageError, match=r"c.npz: is no file that --checkpoint wrote"):
+            Checkpoint(saved.path, {})
+    with Cache(0, folder):
+        assert sorted(files(folder)) == ["notes.txt", "x1.npy"]
+    np.save(folder / "1.npy", X)
+    saved.remove()
+    assert sorted(files(folder)) == ["notes.txt", "x1.npy"]
+    assert sorted(files(tmp_path)) == ["1.npy"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_value_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.npy")
+    with Cache(0, tmp_path, [{"x": "1.npy"}]) as cache, pytest.raises(UsageError, match=r"1.npy: is damaged or gone"):
+        cache.get(0)
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "c.npz"
     recalibrated(X, file)
     content = file.read_bytes()
     np.savez(tmp_path / "arrays.npz", x=X)
-    for bad in (b"", b"mine", content[: len(content) // 2], (tmp_path / "arrays.npz").read_bytes()):
+    np.save(tmp_path / "array.npy", X)
+    with np.load(file) as arrays:
+        packed = {name: arrays[name] for name in arrays}
+    np.savez_compressed(tmp_path / "packed.npz", **packed)
+    others = [(tmp_path / name).read_bytes() for name in ("arrays.npz", "array.npy", "packed.npz")]
+    for bad in (b"", b"mine", content[: len(content) // 2], *others):
         file.write_bytes(bad)
         with pytest.raises(UsageError, match=r"c.npz: is no file that --checkpoint wrote"):
             recalibrated(X, file)

@@ -97,9 +97,9 @@ def test_bad_input(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fold"], "Missing argument 'MODEL'"),
+        (["fold"], "Missing argument 'MODEL...'"),
         (["fold", "m.onnx", "--nope"], "--nope"),
-        (["fold", "m.onnx", "n.onnx"], "n.onnx"),
+        (["recalibrate", "m.onnx", "n.onnx"], "n.onnx"),
         (["fold", "m.onnx", "-o"], "-o"),
         (["unfold", "m.onnx"], "unfold"),
         (["fold", "m.onnx", "-q", "-v"], "contradict"),
@@ -109,7 +109,7 @@ def test_bad_input(tmp_path: Path, case: str) -> None:
         (["fold", "m.onnx", "-o", "gone/n.onnx"], "there is no folder 'gone'"),
         (["fold", "m.onnx", "-o", "."], "is a folder"),
         (["fold", "m.onnx", "-o", "/dev/null", "--force"], "is a device"),
-        (["inspect"], "Missing argument 'MODEL'"),
+        (["inspect"], "Missing argument 'MODEL...'"),
     ],
     ids=" ".join,
 )

@@ -12,6 +12,7 @@ import pytest
 
 from bnfold.errors import UsageError
 from bnfold.inspection import Port
+from bnfold.recalibrate import data as recalibration_data
 from bnfold.recalibrate.data import Data, open_data, open_labelled
 from bnfold.recalibrate.images import ImageOptions
 
@@ -426,6 +427,33 @@ def test_wrong_archives(tmp_path: Path) -> None:
         assert message in str(caught.value)
     with pytest.raises(UsageError, match="its arrays have different numbers of samples"):
         open_data({"a": X[:, 0, 0, :2], "b": np.arange(3)}, PAIR)
+
+
+def endless(size: int) -> Iterator[Any]:
+    while True:
+        yield X[:size]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_a_source_that_never_ends(size: int) -> None:
+    """It is left as soon as there are enough samples."""
+    assert sum(sizes(open_data(endless(size), [PORT], samples=100))) == 100
+
+
+def test_a_source_that_never_ends_and_gives_nothing() -> None:
+    with pytest.raises(UsageError, match="gave 10000 items in a row without a sample; end it where there are no more"):
+        sizes(open_data(endless(0), [PORT], samples=100))
+
+
+def test_a_source_without_an_end_in_sight_is_told_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recalibration_data, "MANY", 100)
+    told = "100 samples, and there are more: a source that never ends takes --samples"
+    for count, samples, warnings in ((99, None, []), (130, None, [told]), (130, 120, [])):
+        caplog.clear()
+        sizes(open_data(iter(X[:count]), [PORT], samples=samples))
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == warnings
 
 
 # -- images -------------------------------------------------------------------------------------------

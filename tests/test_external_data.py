@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ from small_models import (
     zeroed,
 )
 
-from bnfold.errors import ExternalDataError
+from bnfold.errors import ExternalDataError, quoted
 from bnfold.model_file import load, save, to_proto
 from bnfold.wire import tensors
 
@@ -182,6 +183,17 @@ def pointer(folder: Path, entries: Entries) -> None:
     git_lfs_pointer(folder / "w.bin")
 
 
+def linked_to_the_model(folder: Path, entries: Entries) -> None:
+    (folder / "w.bin").symlink_to("m.onnx")
+    entries.update(location="w.bin")
+
+
+def the_models_other_name(folder: Path, entries: Entries) -> None:
+    (folder / "m.onnx").touch()
+    (folder / "w.bin").hardlink_to(folder / "m.onnx")
+    entries.update(location="w.bin")
+
+
 HOSTILE: dict[str, tuple[Callable[[Path, Entries], None], str]] = {
     "parent folder": (parent_folder, "leads out of the model's folder"),
     "hidden parent folder": (hostile(location="a/../../secret"), "leads out of the model's folder"),
@@ -197,6 +209,8 @@ HOSTILE: dict[str, tuple[Callable[[Path, Entries], None], str]] = {
     "folder": (subfolder, "is a folder"),
     "device": (device, "leaves the model's folder"),
     "the model itself": (hostile(location="m.onnx"), "is the model itself"),
+    "a link to the model": (linked_to_the_model, "is the model itself"),
+    "another name of the model": (the_models_other_name, "is the model itself"),
     "short": (short, "has 1599 bytes, and 1600 are wanted from byte 0 on; is it complete"),
     "Git LFS pointer": (pointer, "git lfs pull"),
     "wrong length": (hostile(length="1596"), r"1596 bytes are kept there, and FLOAT\[400\] takes 1600"),
@@ -205,6 +219,9 @@ HOSTILE: dict[str, tuple[Callable[[Path, Entries], None], str]] = {
     "overflowing offset": (hostile(offset=str(2**64 - 4)), "is no number of bytes"),
     "large offset": (hostile(offset=str(2**63 - 1)), "has 1600 bytes"),
     "negative offset": (hostile(offset="-4"), "its offset is '-4', which is no number of bytes"),
+    "negative length": (hostile(length="-4"), "its length is '-4', which is no number of bytes"),
+    "overflowing length": (hostile(length=str(2**64 + 1600)), "is no number of bytes"),
+    "length past the end": (hostile(length="1604"), "has 1600 bytes, and 1604 are wanted"),
     "length that is no number": (hostile(length="1e3"), "its length is '1e3'"),
     "Arabic digits": (hostile(offset="٠"), "is no number of bytes"),
 }
@@ -225,7 +242,8 @@ def test_hostile_external_data(build: Callable[[Path, Entries], None], message: 
     (folder / "m.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ExternalDataError, match=message) as caught:
         load(folder / "m.onnx")
-    assert str(caught.value).startswith(f"{folder / 'm.onnx'}: tensor 'w': data file ")
+    named = quoted(entries.get("location", ""))
+    assert str(caught.value).startswith(f"{folder / 'm.onnx'}: tensor 'w': data file {named}: ")
     assert str(caught.value).isprintable()
 
 
@@ -255,4 +273,52 @@ def test_overlapping_tensors_are_refused(tmp_path: Path) -> None:
     next(e for e in proto.graph.initializer[1].external_data if e.key == "offset").value = "800"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ExternalDataError, match=r"tensor 'b': .* its bytes overlap those of tensor 'a'"):
+        load(path)
+
+
+def external(path: Path, *tensors_of: dict[str, Any]) -> Path:
+    """A model beside w.bin, whose tensors are described by fields, external entries by `at`."""
+    (path.parent / "w.bin").write_bytes(W)
+    proto = small_model()
+    for fields in tensors_of:
+        entries = fields.pop("at")
+        tensor = proto.graph.initializer.add(data_location=TensorProto.EXTERNAL, **fields)
+        for key, value in {"location": "w.bin", **entries}.items():
+            tensor.external_data.add(key=key, value=str(value))
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_without_offset_and_length_a_tensor_is_the_whole_file(tmp_path: Path) -> None:
+    model = load(external(tmp_path / "m.onnx", {"name": "w", "dims": [400], "data_type": 1, "at": {}}))
+    np.testing.assert_array_equal(model.weights.read(model.proto.graph.initializer[0]), array(400))
+
+
+def test_strings_are_no_external_data(tmp_path: Path) -> None:
+    path = external(tmp_path / "m.onnx", {"name": "s", "dims": [4], "data_type": TensorProto.STRING, "at": {}})
+    with pytest.raises(ExternalDataError, match=r"tensor 's': data file 'w.bin': strings can't be kept in a data file"):
+        load(path)
+
+
+def test_external_data_of_a_type_that_nobody_knows_come_along(tmp_path: Path) -> None:
+    at = {"offset": 16, "length": 100}
+    model = load(external(tmp_path / "m.onnx", {"name": "u", "dims": [7], "data_type": 99, "at": at}))
+    assert save(model, tmp_path / "out.onnx")[1].read_bytes() == W[16:116]
+
+
+def test_an_empty_tensor_overlaps_nothing(tmp_path: Path) -> None:
+    empty = {"name": "e", "dims": [0], "data_type": 1, "at": {"offset": 800, "length": 0}}
+    whole = {"name": "w", "dims": [400], "data_type": 1, "at": {}}
+    for order in ((empty, whole), (whole, empty)):
+        assert len(load(external(tmp_path / "m.onnx", *map(dict, order))).proto.graph.initializer) == 2
+
+
+def test_a_link_that_comes_after_the_look_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was a file when its name was resolved is a link when it is opened."""
+    path = external(tmp_path / "m.onnx", {"name": "w", "dims": [400], "data_type": 1, "at": {}})
+    os.replace(tmp_path / "w.bin", tmp_path / "real.bin")
+    (tmp_path / "w.bin").symlink_to("real.bin")
+    assert load(path)
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    with pytest.raises(ExternalDataError, match=r"data file 'w.bin': can't be opened"):
         load(path)

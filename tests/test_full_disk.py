@@ -11,8 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command import MODEL, files
+
+import bnfold
+from bnfold.recalibrate.undo import keep_old
 
 DIGITS = MODEL.parent / "digits.npz"
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -63,6 +67,9 @@ CASES: dict[str, tuple[int, tuple[object, ...]]] = {
     "recalibrate": (400, ("recalibrate", "m.onnx", "--data", f"{DIGITS}:calib_x")),
     "recalibrate in place, with a way back": (
         400, ("recalibrate", "m.onnx", "--data", f"{DIGITS}:calib_x", "--in-place", "--undo", "u.npz")),
+    "put statistics back": (400, ("recalibrate", "m.onnx", "--restore", "u.npz", "--in-place")),
+    "insert": (400, ("insert", "bare.onnx", "--mode", "fresh")),
+    "verify, for a build server": (FULL, ("verify", "m.onnx", "m.onnx", "--junit", "j.xml")),
     "verify": (FULL, ("verify", "m.onnx", "m.onnx", "--certificate", "c.json")),
 }  # fmt: skip
 
@@ -70,9 +77,14 @@ CASES: dict[str, tuple[int, tuple[object, ...]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_full_disk_loses_nothing(name: str, tmp_path: Path) -> None:
     kilobytes, arguments = CASES[name]
-    (tmp_path / "m.onnx").write_bytes(MODEL.read_bytes())
+    if name == "insert":
+        bnfold.fold(MODEL, verify=False).save(tmp_path / "bare.onnx")
+    else:
+        (tmp_path / "m.onnx").write_bytes(MODEL.read_bytes())
     if "earlier" in name:
         (tmp_path / "earlier.bin").write_bytes(b"earlier")
+    if "u.npz" in arguments and "--restore" in arguments:
+        keep_old(bnfold.recalibrate(MODEL, f"{DIGITS}:calib_x").drift, tmp_path / "u.npz")
     result, before, after = on_small_disk(tmp_path, kilobytes, *arguments)
     assert result.returncode == 2, result
     assert NO_ROOM in result.stderr and result.stderr.count("\n") == 1
@@ -81,11 +93,16 @@ def test_a_full_disk_loses_nothing(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("recalibrate", "m.onnx", "--data", f"{DIGITS}:calib_x"), ("verify", "m.onnx", "--optimized")],
-    ids=lambda arguments: arguments[0],
-)
+    [
+        ("recalibrate", "m.onnx", "--data", f"{DIGITS}:calib_x"), ("verify", "m.onnx", "--optimized"),
+        ("recalibrate", "m.onnx", "--data", "packed.npz"),
+    ],
+    ids=["recalibrate", "verify", "packed samples"],
+)  # fmt: skip
 def test_no_room_for_temporary_files(arguments: tuple[object, ...], tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(MODEL.read_bytes())
+    if "packed.npz" in arguments:
+        np.savez_compressed(tmp_path / "packed.npz", input=np.load(DIGITS)["calib_x"])
     result, before, after = on_small_disk(tmp_path, 100, *arguments, temporary=True)
     assert result.returncode in (2, 3), result
     assert result.stderr.count("\n") == (result.returncode == 2)

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -241,6 +242,17 @@ def zip_file(path: Path) -> None:
         archive.writestr("weights", "1234")
 
 
+def socket_file(path: Path) -> None:
+    """Bound by its name alone: a path as long as a test's is none for a socket."""
+    before = os.getcwd()
+    os.chdir(path.parent)
+    try:
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind(path.name)
+    finally:
+        os.chdir(before)
+
+
 def truncated(path: Path) -> None:
     path.write_bytes(small_model(w=array(5000)).SerializeToString()[:-5000])
 
@@ -274,6 +286,7 @@ NOT_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a folder": (Path.mkdir, "is a folder, not a file"),
     "a FIFO": (os.mkfifo, "is a FIFO, not a file"),
     "a link to a FIFO": (lambda p: (os.mkfifo(p.with_name("f")), p.symlink_to("f")), "is a FIFO, not a file"),
+    "a socket": (socket_file, "is a socket, not a file"),
     "a device": (lambda path: path.symlink_to(os.devnull), "is a device, not a file"),
     "a loop of links": (lambda path: path.symlink_to(path.name), "can't be opened"),
     "empty": (Path.touch, "it is empty"),

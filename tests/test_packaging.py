@@ -34,7 +34,8 @@ def test_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     library = {path.relative_to(ROOT).as_posix() for path in (ROOT / "bnfold").rglob("*.py")}
     command = {"bnfold/cli/" + path.relative_to(ROOT / "cli").as_posix() for path in (ROOT / "cli").rglob("*.py")}
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == library | command | {"bnfold/py.typed", "bnfold/page/page.css", "bnfold/page/page.js"}
+    data = {"bnfold/py.typed", "bnfold/schema.json", "bnfold/page/page.css", "bnfold/page/page.js"}
+    assert names == library | command | data
 
 
 def test_wheel_runs(wheel: Path, tmp_path: Path) -> None:

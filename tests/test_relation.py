@@ -71,7 +71,8 @@ def test_faults_are_found(name: str, edit: Callable[[ModelProto], None]) -> None
 def test_noise_that_is_small_by_chance_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the first seeds answer next to nothing, as happens in a channel of few values, more decide."""
     moved = relation.moved
-    monkeypatch.setattr(relation, "moved", lambda model, seed: moved(model, seed) if seed >= relation.SEEDS else model)
+    few = relation.SEEDS
+    monkeypatch.setattr(relation, "moved", lambda model, seed, *more: moved(model, seed) if seed >= few else model)
     monkeypatch.setattr(relation, "own_errors", lambda *_: {})
     assert checked("digits_preact.onnx").passed
     monkeypatch.setattr(relation, "MORE_SEEDS", relation.SEEDS)

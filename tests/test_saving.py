@@ -16,6 +16,7 @@ from onnx import TensorProto
 from small_models import array, names, run, same_weights, small_model, write, write_external, zeroed
 
 from bnfold import model_file
+from bnfold.atomic import demand_apart
 from bnfold.errors import ModelError, OutputError
 from bnfold.model_file import load, save, to_proto
 from bnfold.wire import encode_varint
@@ -140,6 +141,64 @@ def test_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "m.onnx").is_symlink()
     assert stored.read_bytes() == before
     assert same_weights(tmp_path / "m.onnx", w=np.zeros(400, "f4"))
+
+
+def test_outputs_apart(tmp_path: Path) -> None:
+    """No output is an input, by whatever name, nor another output; what is not there yet is neither."""
+    a, b, link, new = (tmp_path / name for name in ("a", "b", "link", "new"))
+    a.touch()
+    b.touch()
+    link.symlink_to("a")
+    demand_apart([b, new], [a, tmp_path / "gone"])
+    for outputs, message in (
+        ([b, a], "a: is an input of this very command"), ([link], "link: is an input of this very command"),
+        ([new, tmp_path / "." / "new"], "new: is to be written twice"),
+    ):  # fmt: skip
+        with pytest.raises(OutputError, match=message):
+            demand_apart(outputs, [a])
+
+
+def test_a_data_file_that_has_another_name_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """Its bytes are those that are wanted, but whoever holds the other name may change them."""
+    model = load(write_external(tmp_path / "in.onnx", w=array(400)))
+    (tmp_path / "theirs").write_bytes(array(400).tobytes())
+    (tmp_path / "out.onnx.data").hardlink_to(tmp_path / "theirs")
+    assert save(model, tmp_path / "out.onnx")[1].name == "out.onnx.1.data"
+
+
+def test_what_others_need_stays_and_the_rest_goes(tmp_path: Path) -> None:
+    """Of three data files that a replaced model leaves, the first is a link, the second another model's."""
+    old = small_model(**{name: array(4) for name in "abc"})
+    for tensor, file in zip(old.graph.initializer, ("1", "2", "3"), strict=True):
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=f"m.onnx.{file}.data")
+        (tmp_path / f"m.onnx.{file}.data").write_bytes(array(4).tobytes())
+    (tmp_path / "m.onnx").write_bytes(old.SerializeToString())
+    (tmp_path / "m.onnx.1.data").rename(tmp_path / "store")
+    (tmp_path / "m.onnx.1.data").symlink_to("store")
+    model = load(write_external(tmp_path / "in.onnx", "m.onnx.2.data", w=array(4)))
+    zeroed(model, "w")
+    save(model, tmp_path / "m.onnx", overwrite=True)
+    assert names(tmp_path) == ["in.onnx", "m.onnx", "m.onnx.1.data", "m.onnx.2.data", "m.onnx.data", "store"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs Linux's /proc")
+def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    model = load(write_external(tmp_path / "in.onnx", w=array(400)))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        save(model, tmp_path / "out.onnx", overwrite=True)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_names_are_brought_to_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data, its name; the model, its name: a power cut never leaves a model without its data."""
+    model = load(write_external(tmp_path / "in.onnx", w=array(400)))
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(stat.S_ISDIR(os.fstat(fd).st_mode)))
+    save(model, tmp_path / "out.onnx")
+    assert synced == [False, True, False, True]
 
 
 def test_permissions(tmp_path: Path) -> None:

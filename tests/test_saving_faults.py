@@ -204,6 +204,19 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert same_weights(tmp_path / "out.onnx", w=array(400))
 
 
+def test_a_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(write(tmp_path / "in.onnx", w=array(400)))
+    before = snapshot(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "writev", refuse)
+    with pytest.raises(OutputError, match="there is no space left for it; nothing was changed"):
+        save(model, tmp_path / "out.onnx")
+    assert snapshot(tmp_path) == before
+
+
 FULL = """
     import resource, sys
     sys.path[:0] = {path!r}

@@ -27,7 +27,8 @@ from bnfold.fold.merge import Merging, Spoiled, merge_model
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
-from bnfold.fold.rewrite import Rewrite, rewrite
+from bnfold.fold.quantised import only_scales, row_factors
+from bnfold.fold.rewrite import Requantised, Rewrite, rewrite
 from bnfold.fold.ties import Ties, tie_scope
 from bnfold.graph import Graph, Node, Scope
 from bnfold.model_file import LoadedModel
@@ -184,6 +185,24 @@ def _touches(plan: Plan, value: object, touched: set[tuple[str, int]]) -> bool:
 
 
 def _notices(model: LoadedModel, done: Rewrite) -> tuple[str, ...]:
+    return *_integer_notices(done.requantised), *_frozen_notices(model, done)
+
+
+def _integer_notices(done: list[Requantised]) -> Iterator[str]:
+    """What became of weights and biases that are kept as integers."""
+    factors = [row_factors(item.edit) for item in done if item.role == "weight"]
+    if factors:
+        changed, count = sum(int((rows <= 0).sum()) for rows in factors), sum(rows.size for rows in factors)
+        kept = "1 weight" if len(factors) == 1 else f"{len(factors)} weights"
+        but = f", but for {changed} of {count} output channels that are negated or zero" if changed else ""
+        yield f"{kept} kept as integers took a factor in the scale; the integers are the same{but}"
+    rounded = [item.rounding for item in done if item.role == "bias" and not only_scales(item.edit)]
+    if rounded:
+        kept = "1 int32 bias" if len(rounded) == 1 else f"{len(rounded)} int32 biases"
+        yield f"{kept} took a shift, rounded to the steps of an integer kernel: by at most {max(rounded):.2g}"
+
+
+def _frozen_notices(model: LoadedModel, done: Rewrite) -> tuple[str, ...]:
     if not done.frozen:
         return ()
     shown = ", ".join(quoted(name) for name in done.frozen[:3]) + (" …" if len(done.frozen) > 3 else "")

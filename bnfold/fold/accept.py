@@ -16,7 +16,7 @@ import numpy as np
 
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
-from bnfold.fold.ties import FIXED, OUTPUT, Affine, Ties
+from bnfold.fold.ties import FIXED, OUTPUT, Affine, Limit, Ties
 from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
@@ -204,6 +204,10 @@ def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     """A refusal in words: what is in the way in front of the op, and behind it."""
     own = {node.index for node in op.nodes}
     obstacle = next((ties.node_of(tag) for tag in conflict.tags if tag >= 0 and tag not in own), None)
+    limit = _limit(ties, op, conflict, obstacle, system)
+    if limit is not None:
+        name = f"{limit.node.op} {quoted(limit.node.name)}"
+        return Refusal(limit.code, limit.node.name, f"{name} can't take it in: {limit.sentence}")
     if obstacle is not None:
         behind = _in_the_way(ties, obstacle, conflict, system)
     elif OUTPUT in conflict.tags:
@@ -219,6 +223,21 @@ def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     code, reason = ties.refused.get(producer, ("fixed-input", f"{producer.op} can't be written in other coordinates"))
     sentence = f"{producer.op} {quoted(producer.name)} in front of it can't take it in ({reason})"
     return Refusal(code, producer.name, f"{sentence}; behind it {behind.sentence}")
+
+
+def _limit(ties: Ties, op: Affine, conflict: Conflict, obstacle: Node | None, system: str) -> Limit | None:
+    """The integers that are in the way: right in front of an op, or if nothing else is."""
+    of_kind = [limit for limit in ties.limits if limit.kind == conflict.kind]
+    if op.source.producer is not None and op.source.producer.op == "DequantizeLinear":
+        return next((limit for limit in ties.limits if limit.node is op.source.producer), None)
+    if system != "scale":
+        return None
+    if obstacle is not None or not of_kind:
+        return next((limit for limit in of_kind if limit.node is obstacle), None)
+    own = [np.ravel(ties.of(value).scale) for value in (op.source, op.target)]
+    roots = ties.scale.find(np.concatenate(own))[0]
+    roots = roots[np.isnan(ties.scale.known[roots])]
+    return next((limit for limit in of_kind if np.isin(ties.scale.find(limit.scale)[0], roots).any()), None)
 
 
 def _in_the_way(ties: Ties, obstacle: Node, conflict: Conflict, system: str) -> Refusal:

@@ -28,7 +28,9 @@ def _entries(plan: Plan) -> Iterator[tuple[Node, Entry]]:
         for node in linear.linear.chain.nodes if linear.linear.chain else ():
             told.add(node)
             if not (node.op in ("Add", "Sub") and linear.needs_bias and linear.linear.bias_input is None):
-                yield node, _entry(plan, node, "folded", "backward", (linear.linear.node.name,))
+                kept = linear.linear.quantised
+                note = f", the scale of its {kept.kind} weight" if kept is not None and linear.changes_weight else ""
+                yield node, _entry(plan, node, "folded", "backward", (linear.linear.node.name,), note)
     takers = _takers(plan) if plan.affines else {}
     for edit in plan.affines:
         for node in edit.op.nodes:
@@ -92,6 +94,9 @@ def _takers(plan: Plan) -> dict[tuple[str, int], list[str]]:
         if edit.changes_weight or edit.changes_bias:
             enter(edit.linear.rows, edit.linear.node.name)
             enter(edit.linear.columns, edit.linear.node.name)
+    for step in plan.steps:
+        if (step.factor != 1).any():
+            enter(step.step.held, step.step.node.name)
     for affine in plan.affines:
         if affine.left == "all":
             enter(plan.ties.of(affine.op.source), affine.op.nodes[0].name)

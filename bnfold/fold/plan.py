@@ -14,7 +14,7 @@ from bnfold.fold.accept import BOTH, SCALE, SHIFT, Decision
 from bnfold.fold.dead import Dead, DeadColumns, DeadRows
 from bnfold.fold.parameters import shifted
 from bnfold.fold.roots import choose_roots, rows_of
-from bnfold.fold.ties import Affine, Coordinates, Linear, Ties
+from bnfold.fold.ties import Affine, Coordinates, Linear, Step, Ties
 from bnfold.fold.union_find import Floats, Ids
 from bnfold.graph import Scope, Value
 
@@ -106,6 +106,14 @@ class AffineEdit:
         return tuple(op for op, needed in (("Mul", (self.a != 1).any()), ("Add", self.b.any())) if needed)
 
 
+@dataclass(frozen=True, eq=False)
+class StepEdit:
+    """What a constant is multiplied by."""
+
+    step: Step
+    factor: Floats
+
+
 @dataclass(frozen=True)
 class Plan:
     """All edits of a scope, and the map of every value that has coordinates: v' = s * (v + t)."""
@@ -113,6 +121,7 @@ class Plan:
     scope: Scope
     linears: tuple[LinearEdit, ...]
     affines: tuple[AffineEdit, ...]
+    steps: tuple[StepEdit, ...]
     maps: dict[str, tuple[Floats, Floats]]
     arbitrary: frozenset[str]  # values with dead channels downstream of a removed op: no relation holds there
     decision: Decision = field(repr=False)
@@ -128,6 +137,7 @@ def make_plan(ties: Ties, decision: Decision) -> Plan:
         scope=ties.scope,
         linears=tuple(_linear_edit(values, ties, linear, dead) for linear in ties.linears),
         affines=tuple(_affine_edit(values, ties, op, decision) for op in ties.affines),
+        steps=tuple(StepEdit(step, values.factor(step)) for step in ties.steps),
         maps={value.name: values.map(held) for value, held in ties.coordinates.items()},
         arbitrary=frozenset(_arbitrary(decision)),
         decision=decision,
@@ -145,6 +155,11 @@ class _Values:
     def map(self, held: Coordinates) -> tuple[Floats, Floats]:
         """(s, t) in the shape of the ids."""
         return self.scale[held.scale], self.shift[held.shift]
+
+    def factor(self, step: Step) -> Floats:
+        """The scale of a value whose channels agree, or have an element of the constant each."""
+        scale = self.scale[step.held.scale]
+        return scale if (scale != scale.flat[0]).any() else scale.flat[:1].reshape(())
 
 
 def _linear_edit(values: _Values, ties: Ties, linear: Linear, dead: list[Dead]) -> LinearEdit:

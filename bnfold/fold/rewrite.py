@@ -18,12 +18,16 @@ from onnx import TensorProto, helper
 from bnfold.constants import Array, unit_roundoff
 from bnfold.fold.ops.affine import epsilon_of
 from bnfold.fold.parameters import new_bias, shifted, spread, stored, weight_blocks
-from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.plan import AffineEdit, LinearEdit, Plan, StepEdit
+from bnfold.fold.quantised import Changes, Quantised, bias_changes, stays_integer, weight_changes
 from bnfold.fold.union_find import Floats
-from bnfold.fold.wiring import Wiring, freeze, read_names, relied_on, sweep
+from bnfold.fold.wiring import Wiring, freeze, own_producer, read_names, relied_on, remove_beta, set_axis, sweep
 from bnfold.graph import Graph, Node, Scope, Value
-from bnfold.storage import fill, new_tensor
+from bnfold.storage import fill, new_tensor, tensors_of
 from bnfold.weights import Weights
+
+# What a new parameter is made for.
+Edit = LinearEdit | AffineEdit | StepEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,7 @@ class Rewritten:
 
     tensor: TensorProto
     node: Node
-    edit: LinearEdit | AffineEdit
+    edit: Edit
     role: str  # weight, bias, constant, scale, mean …
     source: Array | None  # the old weight
     noise: Any  # of a weight: rounding noise of the rows' outputs from elsewhere; of a bias: what tells its own
@@ -45,7 +49,7 @@ class _Request:
 
     node: Node
     index: int
-    edit: LinearEdit | AffineEdit
+    edit: Edit
     role: str
     source: Value | None  # the constant that stood there
     key: bytes  # equal keys of one source: equal content
@@ -58,10 +62,25 @@ class _Request:
     bias: Array | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Requantised:
+    """A weight or bias whose integers, or their scale, are new."""
+
+    edit: LinearEdit
+    role: str  # weight or bias
+    node: Node  # the DequantizeLinear as it is now
+    old: Quantised
+    weight: Array  # the old weight and bias, as numbers
+    bias: Array | None
+    rounding: float  # of a bias: the largest
+    tensors: dict[str, TensorProto]  # what the scope's names stand for afterwards
+
+
 @dataclass
 class Rewrite:
     """What a rewrite did, for proofs and reports."""
 
+    requantised: list[Requantised] = field(default_factory=list)
     rewritten: list[Rewritten] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)  # initializers that could be fed and now can't
 
@@ -78,9 +97,15 @@ def rewrite(graph: Graph, weights: Weights, plans: list[Plan]) -> Rewrite:
     before = read_names(graph)
     for plan in plans:
         requests += [r for edit in plan.linears for r in _linear_requests(plan, edit)]
+        requests += [r for edit in plan.linears for r in _integer_requests(graph, plan, edit, result)]
         requests += [r for edit in plan.affines for r in _affine_requests(plan, edit)]
+        requests += [r for edit in plan.steps for r in _step_requests(plan, edit)]
     store = _Store(graph, weights, result)
     store.place(requests)
+    if result.requantised:
+        tensors = {scope.label: tensors_of(scope) for scope in graph.scopes}
+        for item in result.requantised:
+            item.tensors.update(tensors[item.node.scope.label])
     for plan in plans:
         Wiring(graph, plan, store.created).run()
     sweep(graph, before)
@@ -97,10 +122,10 @@ def _linear_requests(plan: Plan, edit: LinearEdit) -> Iterable[_Request]:
     assert weight is not None
     index = next(k for k, value in enumerate(node.inputs) if value is linear.weight)
     bias = None
-    if not linear.table and edit.changes_bias:
+    if not linear.table and edit.changes_bias and not stays_integer(plan.ties, edit):
         has_one = linear.bias_input is not None and node.input(linear.bias_input) is not None
         bias = _bias_request(plan, edit, weight) if has_one or edit.needs_bias else None
-    if edit.changes_weight or (linear.table and edit.changes_bias):
+    if linear.quantised is None and (edit.changes_weight or (linear.table and edit.changes_bias)):
         shift = (edit.b + edit.shift).tobytes() if linear.table else b""
         key = b"".join(
             (edit.factor.tobytes(), edit.column_scale.tobytes(), edit.dead_columns.tobytes(), shift,
@@ -149,13 +174,50 @@ def _bias_request(plan: Plan, edit: LinearEdit, weight: Array) -> _Request:
             exact = exact.reshape(linear.row_shape)
     dtype = weight.dtype if bias is None else bias.dtype
     content = stored(exact, dtype, node, lambda: _bias_noise(edit, weight, dtype))
-    wanted = linear.weight.name
+    wanted = linear.weight.name if linear.quantised is None else _name_of_integers(linear.quantised)
     wanted = wanted[: -len(".weight")] + ".bias" if wanted.endswith(".weight") else f"{wanted}_bias"
     return _Request(
         node, -1 if linear.bias_input is None else linear.bias_input, edit, "bias", value, content.tobytes(),
         content.shape, content, dtype, value.name if value is not None else wanted, weight,
         partial(_bias_noise, edit, weight, dtype), bias,
     )  # fmt: skip
+
+
+def _name_of_integers(quantised: Quantised) -> str:
+    """What the float weight was probably called."""
+    value = quantised.node.input(0)
+    assert value is not None
+    return value.name.removesuffix("_quantized")
+
+
+def _integer_requests(graph: Graph, plan: Plan, edit: LinearEdit, result: Rewrite) -> Iterable[_Request]:
+    """Scales, and integers where they change, of a weight or bias behind a DequantizeLinear."""
+    linear = edit.linear
+    weight, bias = plan.ties.array(linear.weight), None
+    assert weight is not None
+    found: list[tuple[str, Value, Quantised, Changes]] = []
+    if linear.quantised is not None and edit.changes_weight:
+        found.append(("weight", linear.weight, linear.quantised, weight_changes(edit, linear.quantised)))
+    if linear.quantised_bias is not None and edit.changes_bias and stays_integer(plan.ties, edit):
+        assert linear.bias_input is not None
+        value = linear.node.input(linear.bias_input)
+        assert value is not None
+        bias = plan.ties.array(value)
+        exact = np.broadcast_to(new_bias(edit, weight, bias), edit.scale.shape)
+        found.append(("bias", value, linear.quantised_bias, bias_changes(edit, linear.quantised_bias, exact)))
+        remove_beta(linear.node)
+    for role, value, old, changes in found:
+        node = own_producer(graph, linear.node, value)
+        if changes.axis is not None:
+            set_axis(node, changes.axis)
+        result.requantised.append(Requantised(edit, role, node, old, weight, bias, changes.rounding, {}))
+        for change in changes.changes:
+            source = old.node.input(change.index)
+            assert source is not None
+            yield _Request(
+                node, change.index, edit, change.role, source, change.key, change.dims, change.content,
+                change.dtype, source.name,
+            )  # fmt: skip
 
 
 def _affine_requests(plan: Plan, edit: AffineEdit) -> Iterable[_Request]:
@@ -174,6 +236,19 @@ def _affine_requests(plan: Plan, edit: AffineEdit) -> Iterable[_Request]:
         ops = (role, {"Mul": "Div", "Add": "Sub"}.get(role))
         name = next((n.name for n in edit.op.nodes if n.op in ops), node.name)
         yield _Request(node, -1, edit, role, None, content.tobytes(), content.shape, content, dtype, f"{name}.{role}")
+
+
+def _step_requests(plan: Plan, edit: StepEdit) -> Iterable[_Request]:
+    """Steps of another size or another factor, for a value that is stored in another scale."""
+    node, index = edit.step.node, edit.step.index
+    source, old = node.input(index), plan.ties.array(node.input(index))
+    assert source is not None
+    assert old is not None
+    if (edit.factor != 1).any():
+        content = stored(old.astype(np.float64) * edit.factor, old.dtype, node, lambda: np.zeros(()))
+        yield _Request(
+            node, index, edit, "step", source, content.tobytes(), content.shape, content, old.dtype, source.name, old
+        )
 
 
 def _norm_requests(plan: Plan, edit: AffineEdit, norm: Node) -> Iterable[_Request]:
@@ -231,7 +306,7 @@ class _Store:
         self._graph = graph
         self._weights = weights
         self._result = result
-        self.created: dict[tuple[LinearEdit | AffineEdit, str], str] = {}
+        self.created: dict[tuple[Edit, str], str] = {}
         self._home = {value: scope for scope in graph.scopes for value in scope.values.values()}
 
     def place(self, requests: list[_Request]) -> None:
@@ -275,11 +350,8 @@ class _Store:
         while len(inputs) <= request.index:
             inputs.append("")
         inputs[request.index] = name
-        if request.role == "bias" and request.node.op == "Gemm":
-            for position, attribute in enumerate(request.node.proto.attribute):
-                if attribute.name == "beta":  # the new C is all that is added
-                    del request.node.proto.attribute[position]
-                    break
+        if request.role == "bias":
+            remove_beta(request.node)
 
     def _holder(self, value: Value) -> TensorProto | None:
         """The tensor that stores a constant itself (not an expression of it)."""

@@ -149,6 +149,8 @@ def _voters(ties: Ties, decision: Decision, kind: str) -> tuple[Ids, Floats]:
     for linear in ties.linears:
         vote(linear.rows, 1.0)
         vote(linear.columns, 1.0)
+    for step in ties.steps:
+        vote(step.held, 1.0)
     for op in ties.affines:
         if op in decision.accepted:
             vote(ties.of(op.target), OUTPUT_VOTE)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from bnfold.fold.sums import Sums
 from bnfold.fold.union_find import Floats, Ids, UnionFind
 from bnfold.graph import SHAPE_READERS, Node, Scope, Value
 from bnfold.shapes import Shapes
+
+if TYPE_CHECKING:
+    from bnfold.fold.quantised import Quantised
 
 # The first unknown of both systems: known, the identity.
 IDENTITY: Ids = np.zeros((), np.int64)
@@ -111,6 +114,28 @@ class Linear:
     padded: bool = False  # zeros are seen beside the input: a constant is none at the border
     table: bool = False  # an embedding: rows are read, not summed, so that the shift goes into the table itself
     chain: Affine | None = None
+    quantised: Quantised | None = None  # the integers that the weight is kept as
+    quantised_bias: Quantised | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A constant that takes the scale of a value and nothing else: the steps that it is rounded to, or a factor."""
+
+    node: Node
+    index: int  # of the constant among the node's inputs
+    held: Coordinates  # of the value: as many scales as the constant has elements, or one
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """What integers that a node reads rule out, and why: kind 'value' or 'sign' of these scales."""
+
+    node: Node
+    kind: str
+    scale: Ids
+    code: str
+    sentence: str
 
 
 @dataclass
@@ -128,6 +153,8 @@ class Ties:
     linears: list[Linear] = field(default_factory=list)
     affines: list[Affine] = field(default_factory=list)
     refused: dict[Node, tuple[str, str]] = field(default_factory=dict)  # (reason code, sentence)
+    steps: list[Step] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
     gates: list[tuple[Node, Coordinates, Coordinates, Coordinates, int]] = field(default_factory=list)
     sequences: dict[Value, list[Coordinates]] = field(default_factory=dict)
     absorbed: set[Node] = field(default_factory=set)

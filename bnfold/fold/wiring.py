@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx import GraphProto, NodeProto, helper
 
-from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.plan import AffineEdit, LinearEdit, Plan, StepEdit
 from bnfold.fold.ties import Affine
 from bnfold.graph import Container, Graph, Node, Scope, Value, remove_nodes
 
-Created = Mapping[tuple[LinearEdit | AffineEdit, str], str]
+Created = Mapping[tuple[LinearEdit | AffineEdit | StepEdit, str], str]
 
 
 class Wiring:
@@ -203,6 +203,43 @@ def set_output(proto: NodeProto, old: str, new: str) -> None:
     for index, name in enumerate(proto.output):
         if name == old:
             proto.output[index] = new
+
+
+def remove_beta(node: Node) -> None:
+    """Let a Gemm add its C as it is."""
+    attributes = node.proto.attribute if node.op == "Gemm" else ()
+    for position, attribute in enumerate(attributes):
+        if attribute.name == "beta":
+            del node.proto.attribute[position]
+            break
+
+
+def set_axis(node: Node, axis: int) -> None:
+    """Say along which axis a DequantizeLinear's scale lies."""
+    for attribute in node.proto.attribute:
+        if attribute.name == "axis":
+            attribute.i = axis
+            return
+    node.proto.attribute.append(helper.make_attribute("axis", axis))
+
+
+def own_producer(graph: Graph, node: Node, value: Value) -> Node:
+    """The producer of a constant that a node reads, or a copy right in front of the node if others read it, too."""
+    producer, places = value.producer, [index for reader, index in value.users if reader is node]
+    assert producer is not None
+    if value.is_private and len(places) == 1 and len(value.users) == 1:
+        return producer
+    entries = node.scope.proto.node
+    at = next(index for index, proto in enumerate(entries) if proto is node.proto)
+    entries.insert(at, producer.proto)
+    proto = entries[at]
+    proto.output[0] = graph.unique_name(value.name)
+    proto.name = ""
+    for index in places:
+        node.proto.input[index] = proto.output[0]
+    copy = Node(proto, node.scope, producer.index)
+    copy.inputs = list(producer.inputs)
+    return copy
 
 
 def _is_identity(coordinates: tuple[object, object]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bnfold.constants import unit_roundoff
-from bnfold.errors import ModelError, UsageError, quoted
+from bnfold.errors import NoPlaceError, UsageError, quoted
 from bnfold.fold import Options
 from bnfold.frontends import GiveBack, ModelResult, naming, open_model
 from bnfold.graph import Graph
@@ -203,10 +203,10 @@ def _demand_sites(sites: Sequence[Site], left: Sequence[Left]) -> None:
     if sites:
         return
     if not left:
-        raise ModelError("has no Conv, ConvTranspose, Gemm or MatMul with a weight (or only and skip leave none)")
+        raise NoPlaceError("has no Conv, ConvTranspose, Gemm or MatMul with a weight (or only and skip leave none)")
     counts = Counter(REASONS[one.reason] for one in left).most_common()
     why = "; ".join(f"{reason} ({count} of {len(left)} linear nodes)" for reason, count in counts)
-    raise ModelError(f"has no place for a BatchNormalization: {why}")
+    raise NoPlaceError(f"has no place for a BatchNormalization: {why}")
 
 
 def _opened(data: Any, model: LoadedModel, batch_size: int, samples: int | None, seed: int) -> Remembering:

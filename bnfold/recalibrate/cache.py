@@ -9,9 +9,11 @@ checkpoint that no longer needs it is written.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -20,10 +22,27 @@ import numpy as np
 
 from bnfold.constants import Array
 from bnfold.errors import UsageError
+from bnfold.mapped import Refused, open_regular
 from bnfold.verify.runtime import Feeds
 
 # Smaller arrays come from the allocator.
 LARGE = 1 << 16
+
+
+def is_own(name: str) -> bool:
+    """Whether a file of that name may be one of a cache; others are never read, nor removed.
+
+    >>> is_own("12.npy"), is_own("../12.npy"), is_own("notes.txt")
+    (True, False, False)
+    """
+    return re.fullmatch(r"[0-9]+\.npy", name) is not None
+
+
+def clear(folder: Path, known: Collection[str] = ()) -> None:
+    """Remove the files of a cache, but for those that are known.  Raises: OSError."""
+    for entry in list(folder.iterdir()):
+        if is_own(entry.name) and entry.name not in known:
+            entry.unlink()
 
 
 @final
@@ -56,9 +75,7 @@ class Cache:
         if folder is not None:
             folder.mkdir(exist_ok=True)
             known = {name for batch in files or () for name in batch.values()}
-            for entry in list(folder.iterdir()):
-                if entry.name not in known:  # of what was begun after the checkpoint
-                    entry.unlink()
+            clear(folder, known)  # of what was begun after the checkpoint
             self._count = max((int(name.split(".")[0]) for name in known), default=0)
 
     def __enter__(self) -> Cache:
@@ -124,7 +141,8 @@ class Cache:
     def sweep(self) -> None:
         """Remove files that were dropped: the checkpoint doesn't need them any more."""
         for name in self._dropped:
-            os.unlink(self._path(name))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(name))
         self._dropped.clear()
 
     def __len__(self) -> int:
@@ -150,8 +168,9 @@ class Cache:
 
     def _read(self, name: str) -> Array:
         try:
-            array: Array = np.load(self._path(name), allow_pickle=False)
+            with open_regular(self._path(name)) as opened:
+                array: Array = np.load(opened, allow_pickle=False)
             return array
-        except (ValueError, EOFError, FileNotFoundError) as error:
+        except (ValueError, EOFError, Refused) as error:
             what = "is damaged or gone; remove the checkpoint that it belongs to, and begin anew"
             raise UsageError(what, file=self._path(name)) from error

@@ -8,13 +8,12 @@ never mixed in. 'exact' has its values between segments in a folder beside it, s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
-import shutil
 import time
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,9 @@ import numpy as np
 from bnfold.atomic import Publication, check_output, write_failure
 from bnfold.errors import OutputError, UsageError
 from bnfold.model_file import LoadedModel
+from bnfold.recalibrate.cache import clear, is_own
 from bnfold.recalibrate.data import Data, Feeds
+from bnfold.recalibrate.data_files import DAMAGED, demand_stored, is_of_system
 from bnfold.recalibrate.moments import Moments, Trace
 from bnfold.weights import TOKEN_SIZE
 
@@ -105,18 +106,23 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The run is over, and its result is safe."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there is none, or something else is in it, too
+            clear(self.folder)
+            self.folder.rmdir()
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> Progress:
         try:
             with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as file:
+                demand_stored(file)
                 about = json.loads(str(file["about"]))
                 if about["version"] != VERSION:
                     raise UsageError("is a checkpoint of another version of bnfold; remove it", file=self.path)
                 self._demand_mine(about["signature"])
                 return _progress(about["progress"], file)
-        except (ValueError, EOFError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, AttributeError, *DAMAGED) as error:  # AttributeError: a .npy is no archive
+            if is_of_system(error):
+                raise
             raise UsageError("is no file that --checkpoint wrote; choose another name", file=self.path) from error
 
     def _demand_mine(self, signature: Mapping[str, str]) -> None:
@@ -253,7 +259,10 @@ def _progress(plain: dict[str, Any], file: Any) -> Progress:
         Trace(next(moments), [next(moments) for _ in range(count)], int(size), int(filled))
         for count, size, filled in file["traces"]
     ]
-    return Progress(**plain, traces=traces)
+    progress = Progress(**plain, traces=traces)
+    if not all(is_own(name) for batch in progress.cached for name in batch.values()):
+        raise ValueError("cached values are in files of other names than ours")
+    return progress
 
 
 def described(options: Sequence[tuple[str, Any]]) -> dict[str, str]:

@@ -37,6 +37,10 @@ Place = tuple[str | None, str]
 SHORT = 8
 # Samples that are too few: CIFAR-10 resnet20s lose 0.6 to 2 points of accuracy with 64 to 128 of them.
 FEW = 128
+# From here on, a source of unknown length may be one that never ends: no data set that is measured on is so large.
+MANY = 1 << 21
+# Items without a sample, one after the other, of a source that will give none any more.
+MANY_EMPTY = 10_000
 # The part of labelled samples that is held out where nobody says how many to calibrate on.
 HELD_OUT = 4
 # What is done with samples, for the progress.
@@ -184,8 +188,14 @@ class Data:
     def _limited(self) -> Iterator[Feeds]:
         """The pieces of a stream, images prepared, up to the limit."""
         source: Any = self.source
-        given = 0
+        given = empty = 0
         for number, piece in enumerate(source.pieces()):
+            empty = 0 if _length(piece) else empty + 1
+            if empty == MANY_EMPTY:
+                what = f"gave {MANY_EMPTY} items in a row without a sample; end it where there are no more"
+                raise CalibrationDataError(what, file=source.place(given)[0])
+            if self.limit is None and given < MANY <= given + _length(piece):
+                log.warning("%d samples, and there are more: a source that never ends takes --samples", MANY)
             if self.limit is not None and given + _length(piece) > self.limit:
                 piece = _cut(piece, 0, self.limit - given)
             given += _length(piece)

@@ -294,6 +294,12 @@ def is_of_system(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
+def demand_stored(archive: Any) -> None:
+    """Raises: ValueError if an .npz is packed: what bnfold writes never is, so none of it can unpack to a bomb."""
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.zip.infolist()):
+        raise ValueError("a packed archive")
+
+
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, opened: IO[bytes], file: str, spool: IO[bytes]) -> Part:
     with archive.open(info) as member:
         shape, order, dtype = header_of(member)

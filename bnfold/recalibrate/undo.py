@@ -19,7 +19,7 @@ from bnfold.frontends import naming
 from bnfold.graph import Graph
 from bnfold.mapped import Refused, open_regular
 from bnfold.model_file import LoadedModel, load
-from bnfold.recalibrate.data_files import DAMAGED, is_of_system
+from bnfold.recalibrate.data_files import DAMAGED, demand_stored, is_of_system
 from bnfold.recalibrate.drift import Drift, Floats
 from bnfold.recalibrate.sites import Site, find_sites
 from bnfold.recalibrate.write import Writer, stored
@@ -81,11 +81,12 @@ def _restored(site: Site, old: Statistics, writer: Writer) -> bool:
 def _read(undo: str | os.PathLike[str]) -> Statistics:
     try:
         with open_regular(undo) as opened, np.load(opened, allow_pickle=False) as file:
+            demand_stored(file)
             keys = zip(file["names"].tolist(), file["scopes"].tolist(), strict=True)
             return {key: (file[f"{number}.mean"], file[f"{number}.variance"]) for number, key in enumerate(keys)}
     except Refused as why:
         raise CalibrationDataError(str(why), file=os.fspath(undo)) from None
-    except (OSError, *DAMAGED) as error:
+    except (OSError, AttributeError, *DAMAGED) as error:  # AttributeError: a .npy is no archive
         if is_of_system(error):
             raise
         raise UsageError("is no file that --undo wrote", file=os.fspath(undo)) from None

@@ -21,11 +21,16 @@ WEIGHTED = frozenset(
 )
 
 
-def moved(model: ModelProto, seed: int) -> ModelProto:
-    """The model with every weight one unit in the last place up or down."""
+def moved(model: ModelProto, seed: int, biases: Collection[str] = ()) -> ModelProto:
+    """The model with every weight one unit in the last place up or down, and int32 biases of these names one step."""
     rng = np.random.default_rng(1000 + seed)
     copy = ModelProto()
     copy.CopyFrom(model)
+    for name, tensor in stored_tensors(copy):
+        if name in biases:
+            array = numpy_helper.to_array(tensor)
+            step = rng.choice(np.array([-1, 1], array.dtype), array.shape)
+            tensor.CopyFrom(numpy_helper.from_array(array + step, tensor.name))
     for tensor in _weights(copy):
         if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
             continue
@@ -38,20 +43,32 @@ def moved(model: ModelProto, seed: int) -> ModelProto:
 
 def _weights(model: ModelProto) -> Iterator[TensorProto]:
     """Tensors that weights are made of, those of bodies and local functions included."""
+    stored = list(stored_tensors(model))
+    constants = {name for name, _ in stored}
+    names: set[str] = set()
+    for node in reversed([node for graph in _graphs(model) for node in graph.node]):
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:  # its integers stay, to the bit
+            names.update(node.input[1:2])
+        elif node.op_type in WEIGHTED or (node.op_type in VIEWS | {"Cast", "Expand"} and names & set(node.output)):
+            names.update(node.input)
+    yield from (tensor for name, tensor in stored if name in names)
+
+
+def stored_tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Initializers, and the tensors of Constant nodes, with the names that they are read by."""
+    graphs = _graphs(model)
+    for graph in graphs:
+        if isinstance(graph, GraphProto):
+            yield from ((tensor.name, tensor) for tensor in graph.initializer)
+    for node in (node for graph in graphs for node in graph.node if node.op_type == "Constant"):
+        yield from ((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+
+
+def _graphs(model: ModelProto) -> list[GraphProto | FunctionProto]:
     graphs: list[GraphProto | FunctionProto] = [model.graph, *model.functions]
     for graph in graphs:  # grows
         graphs += [body for node in graph.node for a in node.attribute for body in (a.g, *a.graphs) if body.node]
-    nodes = [node for graph in graphs for node in graph.node]
-    names: set[str] = set()
-    for node in reversed(nodes):
-        if node.op_type in WEIGHTED or (node.op_type in VIEWS | {"Cast", "Expand"} and names & set(node.output)):
-            names.update(node.input)
-    for graph in graphs:
-        if isinstance(graph, GraphProto):
-            yield from (tensor for tensor in graph.initializer if tensor.name in names)
-    for node in nodes:
-        if node.op_type == "Constant" and node.output[0] in names:
-            yield from (attribute.t for attribute in node.attribute if attribute.name == "value")
+    return graphs
 
 
 def own_errors(

@@ -27,6 +27,9 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
 }  # fmt: skip
 
+# Threads that ONNX Runtime may use for a model; without it as many as there are cores.
+THREADS = "BNFOLD_THREADS"
+
 # What turns ONNX Runtime's telemetry off.
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
@@ -163,6 +166,7 @@ def _session(model: ModelProto | str, beside: Mapping[str, Array], provider: str
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # sessions are many and short
     options.enable_cpu_mem_arena = optimized  # it keeps what a session ever took for as long as that lives
     options.enable_mem_pattern = not optimized  # it holds a second set of activations: 50 MB of a resnet18's 190
@@ -178,6 +182,17 @@ def _session(model: ModelProto | str, beside: Mapping[str, Array], provider: str
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise CannotRun(f"ONNX Runtime can't load it: {first_line(error)}") from error
+
+
+def threads() -> int:
+    """How many threads a session may use; 0: ONNX Runtime decides.
+
+    Raises: UsageError.
+    """
+    wanted = os.environ.get(THREADS, "")
+    if wanted and not (wanted.isascii() and wanted.isdigit()):
+        raise UsageError(f"the environment's {THREADS} is a number of threads, not {quoted(wanted)}")
+    return int(wanted or 0)
 
 
 def available_providers() -> list[str]:
@@ -224,7 +239,7 @@ def optimised_by_runtime(model: ModelProto) -> ModelProto:
         return result
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error message as part of a line."""
     text = str(error).strip().splitlines()
     return "".join(c if c.isprintable() else " " for c in (text[0] if text else type(error).__name__))[:200]

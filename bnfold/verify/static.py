@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from onnx import TensorProto
 
 from bnfold.constants import Array, finfo
 from bnfold.errors import NotEquivalentError, quoted
 from bnfold.fold.parameters import clip, parts, row_noise, spread
-from bnfold.fold.plan import LinearEdit
-from bnfold.fold.rewrite import Rewrite, Rewritten
+from bnfold.fold.plan import LinearEdit, StepEdit
+from bnfold.fold.rewrite import Requantised, Rewrite, Rewritten
 from bnfold.fold.roots import rows_of
 from bnfold.fold.union_find import Floats
+from bnfold.verify.requantised import prove_bias, prove_weight
 from bnfold.weights import Weights
 
 # Bytes of weights after which pages of mapped files are let go.
@@ -64,6 +66,10 @@ def prove(done: Rewrite, weights: Weights) -> StaticProof:
             worst = max(worst, _check_weight(item, weights))
         elif item.role == "bias" and isinstance(item.edit, LinearEdit):
             worst = max(worst, _check_bias(item, weights))
+        elif isinstance(item.edit, StepEdit):
+            assert item.source is not None
+            exact = item.source.astype(np.float64) * item.edit.factor
+            worst = max(worst, _worst_ulp(weights.read(item.tensor), exact, lambda: np.zeros(1), item))
         elif not np.isfinite(np.asarray(weights.read(item.tensor), np.float64)).all():
             raise NotEquivalentError("is not finite", where=f"tensor {quoted(item.tensor.name)}")
         values += int(np.prod(item.tensor.dims, dtype=np.int64))
@@ -72,7 +78,19 @@ def prove(done: Rewrite, weights: Weights) -> StaticProof:
             held = 0
             for file in weights.files():
                 file.forget(0, len(file.view))
+    for again in done.requantised:
+        worst = max(worst, _check_requantised(again, weights))
     return StaticProof(len(done.rewritten), values, worst)
+
+
+def _check_requantised(item: Requantised, weights: Weights) -> float:
+    """Compare what integers stand for with the exact weight or bias; returns the scale's worst deviation in ulps."""
+    gain = _exact_rows(item.edit)[0]
+    if item.role == "weight":
+        return prove_weight(item, weights, gain)
+    node = item.edit.linear.node
+    exact, size = _exact_bias(Rewritten(TensorProto(), node, item.edit, "bias", item.weight, 0.0, item.bias))
+    return prove_bias(item, weights, np.ravel(exact), gain, CANCELLED * np.ravel(size))
 
 
 def _check_weight(item: Rewritten, weights: Weights) -> float:

@@ -9,6 +9,8 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 from onnx import numpy_helper as nh
 
+from bnfold.soundness import NEWEST_OPSET
+
 FLOAT = TensorProto.FLOAT
 RNG = np.random.default_rng(0)
 GAMMA, BETA, MEAN, VAR = range(1, 5)
@@ -174,6 +176,17 @@ def nested_ifs(model: ModelProto, depth: int) -> None:
     model.graph.node[2].CopyFrom(node)
 
 
+def own_names(model: ModelProto, depth: int) -> None:
+    """If in If, each with values called as those around it: valid, and no cycle."""
+    model.graph.initializer.append(nh.from_array(np.array(True), "yes"))
+    out = helper.make_tensor_value_info("y", FLOAT, None)
+    body, other = (helper.make_graph([helper.make_node(op, ["b"], ["y"])], op, [], [out]) for op in ("Relu", "Abs"))
+    for level in range(depth):
+        node = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=other)
+        body = helper.make_graph([node], f"g{level}", [], [out])
+    model.graph.node[2].CopyFrom(node)
+
+
 def deep_type(model: ModelProto) -> None:
     kind = TypeProto()
     kind.tensor_type.elem_type = FLOAT
@@ -250,6 +263,14 @@ def function_default(model: ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("f", 1))
     model.graph.node[1].op_type, model.graph.node[1].domain = "norm", "f"
     model.graph.node[1].attribute.append(helper.make_attribute("e", "much"))
+
+
+def future_function(model: ModelProto) -> None:
+    function = helper.make_function("f", "g", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])],
+                                    [helper.make_opsetid("", 9999)])  # fmt: skip
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("f", 1))
+    model.graph.node[2].op_type, model.graph.node[2].domain = "g", "f"
 
 
 def twins(model: ModelProto) -> None:
@@ -333,11 +354,15 @@ STRUCTURE = {
     "functions of one name": Attack(edited(twins), "function 'g': is defined twice"),
     "a function's epsilon given as text": Attack(edited(function_default)),
     "If 20 deep": Attack(edited(lambda m: nested_ifs(m, 20))),
+    "If 20 deep, all with the same names": Attack(edited(lambda m: own_names(m, 20)), left=0),
     "If without branches": Attack(edited(branchless), "node 'y': attribute 'else_branch' is of type INTS.*1 more"),
     "an unknown domain": Attack(edited(lambda m: setattr(m.graph.node[0], "domain", "nobody")), left=1),
     "an unknown op": Attack(edited(lambda m: setattr(m.graph.node[0], "op_type", "Conv9")), left=1),
     "no op": Attack(edited(lambda m: setattr(m.graph.node[0], "op_type", "")), left=1),
+    "an unknown domain of a future version": Attack(opset(("", 17), ("nobody", 9999), ("ai.onnx.ml", 99)), left=0),
+    "the next opset": Attack(opset(("", NEWEST_OPSET + 1)), f"knows up to {NEWEST_OPSET}: install a newer one"),
     "a future opset": Attack(opset(("", 9999)), "uses opset 9999"),
+    "a function of a future opset": Attack(edited(future_function), "uses opset 9999"),
     "opset 0": Attack(opset(("", 0)), "uses opset 0"),
     "a negative opset": Attack(opset(("", -3)), "uses opset -3"),
     "no opset": Attack(opset(), left=1),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import pytest
 from hostile_graphs import Attack
 from hostile_samples import HOSTILE_SAMPLES, IMAGES
 from jail import Jail
+from onnx import GraphProto, ModelProto, TensorProto
+from onnx.helper import make_function, make_graph, make_node, make_opsetid, make_tensor_value_info
+from onnx.numpy_helper import from_array
 from small_models import array, small_model
 from test_external_data import HOSTILE as HOSTILE_DATA_FILES
 from test_external_data import W
@@ -155,6 +158,48 @@ def test_external_data(name: str, jail: Jail, tmp_path: Path) -> None:
         tensor.external_data.add(key=key, value=value)
     (folder / "m.onnx").write_bytes(proto.SerializeToString())
     all_refuse(jail, folder / "m.onnx", f"tensor 'w': .*{message}")
+
+
+PLACES: dict[str, Callable[[ModelProto, TensorProto], Any]] = {
+    "Constant": lambda model, tensor: model.graph.node.append(make_node("Constant", [], ["k"], value=tensor)),
+    "body": lambda model, tensor: model.graph.node.append(make_node(
+        "If", ["yes"], ["k"], then_branch=holding(tensor), else_branch=holding(tensor))),
+    "function": lambda model, tensor: model.functions.append(make_function(
+        "f", "g", [], ["k"], [make_node("Constant", [], ["k"], value=tensor)], [make_opsetid("", 17)])),
+    "sparse values": lambda model, tensor: model.graph.sparse_initializer.add().values.CopyFrom(tensor),
+}  # fmt: skip
+
+
+def holding(tensor: TensorProto) -> GraphProto:
+    """A body that holds a tensor."""
+    return make_graph([], "body", [], [make_tensor_value_info(tensor.name, 1, [400])], [tensor])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_external_data_in(place: str, jail: Jail, tmp_path: Path) -> None:
+    """A foreign file is as foreign to a tensor of a node, a body or a function."""
+    (tmp_path / "secret").write_bytes(W)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tensor = TensorProto(name="hidden", dims=[400], data_type=1, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    model = hostile_graphs.conv_bn()
+    model.graph.initializer.append(from_array(np.array(True), "yes"))
+    PLACES[place](model, tensor)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    all_refuse(jail, folder / "m.onnx", "'../secret': leads out of the model's folder")
+
+
+def test_overlapping_external_data(jail: Jail, tmp_path: Path) -> None:
+    model = small_model(a=array(400), b=array(400))
+    for tensor, offset in zip(model.graph.initializer, ("0", "800"), strict=True):
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "w.bin"), ("offset", offset), ("length", "1600")):
+            tensor.external_data.add(key=key, value=value)
+    (tmp_path / "w.bin").write_bytes(bytes(2400))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    all_refuse(jail, tmp_path / "m.onnx", "tensor 'b': data file 'w.bin': its bytes overlap those of tensor 'a'")
 
 
 def test_never_a_byte_of_a_foreign_file(jail: Jail, tmp_path: Path) -> None:

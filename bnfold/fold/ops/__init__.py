@@ -7,6 +7,7 @@
     pooling      MaxPool, AveragePool, reductions, Resize
     arithmetic   Add, Mul, Max … of computed values
     fused        constants that stay with the activation that they are part of
+    quantisation QuantizeLinear, DequantizeLinear of computed values
     layout       Transpose, Reshape, Expand …: every element stays, in another place or in several
     slicing      Split, Slice, Concat, Pad …: parts are taken or joined
 
@@ -20,4 +21,14 @@ from bnfold.fold.ops.fused import inside_activations as inside_activations
 
 def load() -> None:
     """Register all rules."""
-    from bnfold.fold.ops import affine, arithmetic, elementwise, layout, linear, pooling, recurrent, slicing  # noqa: F401
+    from bnfold.fold.ops import (  # noqa: F401
+        affine,
+        arithmetic,
+        elementwise,
+        layout,
+        linear,
+        pooling,
+        quantisation,
+        recurrent,
+        slicing,
+    )

@@ -230,8 +230,9 @@ def affine(ties: Ties, node: Node) -> bool:
     if found is None:
         if node.op in ARITHMETIC:
             from bnfold.fold.ops.arithmetic import computed
+            from bnfold.fold.ops.quantisation import outer_product
 
-            return computed(ties, node)
+            return computed(ties, node) or outer_product(ties, node)
         return False
     source, a, b = found
     held = ties.of(source)

@@ -15,15 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.constants import is_floating
+from bnfold.constants import Array, is_floating
 from bnfold.fold.ops.affine import read_chain
+from bnfold.fold.quantised import CODE, read_bias, read_quantised, restrict
 from bnfold.fold.ties import FIXED, Coordinates, Linear, Ties, rule
 from bnfold.graph import Node, Value
+
+DYNAMIC = "the weight is computed while the model runs"
 
 
 def add_linear(ties: Ties, linear: Linear) -> None:
     """Enter a linear node: absorb the affine ops that only it feeds, set the output's coordinates."""
     chain = read_chain(ties, linear.output, linear.rows.rank or 0, linear.row_shape)
+    if is_dequantised(ties, linear.weight):
+        quantised = read_quantised(ties, linear.weight)
+        assert not isinstance(quantised, str)  # `weight_of` has read it
+        quantised, chain = restrict(ties, linear, quantised, chain)
+        linear = replace(linear, quantised=quantised)
+    bias = None if linear.bias_input is None else linear.node.input(linear.bias_input)
+    if bias is not None and is_dequantised(ties, bias):
+        linear = replace(linear, quantised_bias=read_bias(ties, bias))
     if chain is not None:
         linear = replace(linear, chain=chain)
         ties.absorbed.update(chain.nodes)
@@ -34,26 +45,43 @@ def add_linear(ties: Ties, linear: Linear) -> None:
     ties.set(chain.target if chain else linear.output, held)
 
 
-def weight_of(ties: Ties, node: Node, index: int) -> tuple[Value, tuple[int, ...]] | None:
-    """A constant, floating, unquantised weight and its shape; None (with the reason noted) if it is none."""
+def is_dequantised(ties: Ties, value: Value) -> bool:
+    """True if a constant is kept as integers behind a DequantizeLinear."""
+    return ties.constants.tensor(value) is None and ties.constants.is_quantised(value)
+
+
+def weight_of(
+    ties: Ties, node: Node, index: int, *, integers: bool = False
+) -> tuple[Value, tuple[int, ...]] | None:
+    """A constant, floating weight and its shape; None (with the reason noted) if it is none.
+
+    integers: whether it may be kept as integers behind a DequantizeLinear, with a scale that can be changed.
+    """
     value = node.input(index)
     if value is None:
         return None
-    tensor = ties.constants.tensor(value)
     array = ties.array(value)
     if array is None:
-        ties.refused[node] = ("dynamic-weight", "the weight is computed while the model runs")
+        large = ties.constants.is_quantised(value) and not isinstance(read_quantised(ties, value), str)
+        why = (CODE, "the weight is kept as too many integers") if large else ("dynamic-weight", DYNAMIC)
+        ties.refused[node] = why
         return None
     if not is_floating(array) or array.size == 0:
         return None
-    if tensor is None and ties.constants.is_quantised(value):
-        ties.refused[node] = ("quantised-weight", "the weight is kept as integers behind a DequantizeLinear")
-        return None
+    if is_dequantised(ties, value):
+        found = read_quantised(ties, value)
+        if not integers or isinstance(found, str):
+            sentence = found if isinstance(found, str) else "the weight is kept as integers behind a DequantizeLinear"
+            ties.refused[node] = (CODE, sentence)
+            return None
     return value, tuple(array.shape)
 
 
-def constant_bias(ties: Ties, node: Node, index: int, allowed: Any) -> bool:
-    """True if the node has no bias, or one that is constant and of an allowed shape."""
+def constant_bias(ties: Ties, node: Node, index: int, allowed: Any, *, integers: bool = False) -> bool:
+    """True if the node has no bias, or one that is constant and of an allowed shape.
+
+    integers: whether it may be kept as integers behind a DequantizeLinear.
+    """
     value = node.input(index)
     if value is None:
         return True
@@ -61,8 +89,8 @@ def constant_bias(ties: Ties, node: Node, index: int, allowed: Any) -> bool:
     if array is None:
         ties.refused[node] = ("dynamic-bias", "the bias is computed while the model runs")
         return False
-    if ties.constants.is_quantised(value) and ties.constants.tensor(value) is None:
-        ties.refused[node] = ("quantised-weight", "the bias is kept as integers behind a DequantizeLinear")
+    if is_dequantised(ties, value) and not integers:
+        ties.refused[node] = (CODE, "the bias is kept as integers behind a DequantizeLinear")
         return False
     return is_floating(array) and bool(allowed(array))
 
@@ -87,7 +115,7 @@ def conv(ties: Ties, node: Node) -> bool:
 
     W is (M, C/group, kernel): seen as (group, M/group, C/group, taps).
     """
-    found = weight_of(ties, node, 1)
+    found = weight_of(ties, node, 1, integers=True)
     source, output = node.input(0), node.output()
     if found is None or source is None or output is None or ties.is_constant(source):
         return False
@@ -96,7 +124,7 @@ def conv(ties: Ties, node: Node) -> bool:
     if rank < 3 or group < 1 or shape[0] % group:
         return False
     channels = shape[1] * group
-    if not constant_bias(ties, node, 2, lambda bias: bias.size == shape[0]):
+    if not constant_bias(ties, node, 2, lambda bias: bias.size == shape[0], integers=True):
         return False
     columns = columns_of(ties, node, source, 1 - rank, channels, rank)
     if columns is None:
@@ -131,7 +159,7 @@ def conv_transpose(ties: Ties, node: Node) -> bool:
 
     Which taps an output element sees depends on its position, unless kernel = stride = 1: else t_i = 0.
     """
-    found = weight_of(ties, node, 1)
+    found = weight_of(ties, node, 1, integers=True)
     source, output = node.input(0), node.output()
     if found is None or source is None or output is None or ties.is_constant(source):
         return False
@@ -140,7 +168,7 @@ def conv_transpose(ties: Ties, node: Node) -> bool:
     if rank < 3 or group < 1 or shape[0] % group:
         return False
     rows = shape[1] * group
-    if not constant_bias(ties, node, 2, lambda bias: bias.size == rows):
+    if not constant_bias(ties, node, 2, lambda bias: bias.size == rows, integers=True):
         return False
     columns = columns_of(ties, node, source, 1 - rank, shape[0], rank)
     if columns is None:
@@ -169,7 +197,7 @@ def gemm(ties: Ties, node: Node) -> bool:
 
     C may be of any shape that broadcasts to the result, its content is any constant.
     """
-    found = weight_of(ties, node, 1)
+    found = weight_of(ties, node, 1, integers=True)
     source, output = node.input(0), node.output()
     if found is None or source is None or output is None or ties.is_constant(source):
         return False
@@ -181,7 +209,11 @@ def gemm(ties: Ties, node: Node) -> bool:
     beta = float(node.attribute("beta", 1.0))
     if node.opset < 7 and not node.attribute("broadcast", 0) and node.input(2) is not None:
         return False  # before opset 7 an unbroadcast C has the full shape of the result
-    if not constant_bias(ties, node, 2, lambda c: c.ndim <= 2 and (c.ndim == 0 or c.shape[-1] in (1, rows))):
+
+    def fits(c: Array) -> bool:
+        return c.ndim <= 2 and (c.ndim == 0 or c.shape[-1] in (1, rows))
+
+    if not constant_bias(ties, node, 2, fits, integers=True):
         return False
     columns = columns_of(ties, node, source, -2 if node.attribute("transA", 0) else -1, size, 2)
     if columns is None:
@@ -212,7 +244,7 @@ def matmul(ties: Ties, node: Node) -> bool:
     source, index = (left, 1) if on_right else (right, 0)
     if not on_right and ties.is_constant(right):
         return False
-    found = weight_of(ties, node, index)
+    found = weight_of(ties, node, index, integers=True)
     if found is None:
         return False
     weight, shape = found

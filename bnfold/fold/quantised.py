@@ -1,0 +1,370 @@
+"""Constants kept as integers behind a DequantizeLinear: W = scale * (q - zero_point).
+
+A factor for each of W's rows goes into the scale, and the integers stay to the bit:
+
+    f W = |f| scale * (q' - zero_point)        q' = q, or 2 zero_point - q where f < 0, or zero_point where f = 0
+
+That is exact but for one rounding of the scale.  A scale for the whole tensor becomes one for each row, which
+DequantizeLinear can express from opset 13 on; before, or where the scale lies along another axis than the rows, one
+factor has to hold for all of them.  No scale of single columns fits, and a row whose integers have no negative in
+their type (-128 of int8) takes positive factors only.  `restrict` states all that as ties.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnfold.constants import Array, is_floating
+from bnfold.fold.parameters import Unrepresentable, stored
+from bnfold.fold.ties import IDENTITY, Affine, Coordinates, Limit, Linear, Ties
+from bnfold.fold.union_find import Floats
+from bnfold.graph import Node, Value
+from bnfold.storage import is_packed
+
+if TYPE_CHECKING:
+    from bnfold.fold.plan import LinearEdit
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+CODE = "quantised-weight"
+# Opset from which on a DequantizeLinear has an axis, and so a scale for each of its entries.
+PER_AXIS = 13
+# Integer kernels take a bias in steps of (input's scale) * (weight's scale); quantisers write that product as float32.
+SAME_STEP = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """How integers stand for a constant.
+
+    axis, block: along which axis the scale lies, and how many neighbours share an entry of it (0: none do).
+    is_stored: False where a QuantizeLinear makes the integers of constant floats, as training with rounded weights
+        leaves it.
+    row_axis: the tensor's axis along which each row has, or can be given, a scale of its own; None: there is none.
+    """
+
+    node: Node
+    integers: Array
+    scale: Array
+    zero_point: Array | None
+    axis: int
+    block: int
+    is_stored: bool = True
+    row_axis: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Type of the integers, for messages."""
+        return str(self.integers.dtype.name)
+
+    def scales(self) -> Array:
+        """The scale, broadcastable to the integers."""
+        return lay_out(self.scale, self.integers.shape, self.axis, self.block)
+
+    def zeros(self) -> Array:
+        """The zero point, broadcastable to the integers, in a type that holds twice any of them."""
+        if self.zero_point is None:
+            return np.zeros((), wide(self.integers.dtype))
+        return lay_out(self.zero_point, self.integers.shape, self.axis, self.block).astype(wide(self.integers.dtype))
+
+    def negated(self) -> Array:
+        """2 zero_point - q, exactly: what stands for -W."""
+        return np.asarray(2 * self.zeros() - self.integers.astype(wide(self.integers.dtype)))
+
+
+def lay_out(parameter: Array, shape: tuple[int, ...], axis: int, block: int) -> Array:
+    """A scale or zero point, broadcastable to the tensor that it belongs to."""
+    if block:
+        return np.take(np.repeat(parameter, block, axis), range(shape[axis]), axis)
+    if parameter.size == 1:
+        return parameter.reshape(())
+    return parameter.reshape([-1 if k == axis else 1 for k in range(len(shape))])
+
+
+def wide(dtype: Any) -> Any:
+    """A type that holds sums of a few values of an integer type (or of an 8-bit float) exactly."""
+    name = np.dtype(dtype).name
+    if "float" in name:
+        return np.float32
+    return np.int64 if name in ("int32", "uint32") else np.int32
+
+
+def read_quantised(ties: Ties, value: Value) -> Quantised | str:
+    """The integers behind a constant; or why nothing can go into their scale, as a sentence."""
+    node = value.producer
+    if value.outer is not None:
+        return "the weight is kept as integers behind a DequantizeLinear outside of this body"
+    if node is None or node.op != "DequantizeLinear":
+        return "the weight is kept as integers behind a DequantizeLinear, and other ops are between"
+    kept = node.input(0)
+    maker = None if kept is None else kept.producer
+    is_stored = kept is not None and ties.constants.tensor(kept) is not None
+    if not is_stored and (maker is None or maker.op != "QuantizeLinear"):
+        return "the weight is kept as integers that other ops compute"
+    integers, scale, zero_point = (ties.array(node.input(k)) for k in range(3))
+    if integers is None or scale is None or (zero_point is None and node.input(2) is not None):
+        return "the weight is kept as integers, whose scale or zero point is no constant"
+    if not is_floating(scale) or not np.isfinite(scale.astype(np.float64)).all():
+        return "the weight is kept as integers, whose scale is not finite"
+    axis, block = int(node.attribute("axis", 1)), int(node.attribute("block_size", 0))
+    axis += integers.ndim if axis < 0 else 0
+    if scale.size == 1 and not block:
+        axis = 0
+    elif not 0 <= axis < integers.ndim or node.opset < PER_AXIS:
+        return "the weight is kept as integers, whose scale doesn't fit them"
+    found = Quantised(node, integers, scale, zero_point, axis, block, is_stored)
+    try:
+        for part in (scale,) if zero_point is None else (scale, zero_point):
+            np.broadcast_to(lay_out(part, integers.shape, axis, block), integers.shape)
+    except (ValueError, IndexError):
+        return "the weight is kept as integers, whose scale doesn't fit them"
+    return found
+
+
+def read_bias(ties: Ties, value: Value) -> Quantised | None:
+    """The int32 behind a bias, if it is as integer kernels have it: a vector in steps, around 0."""
+    found = read_quantised(ties, value)
+    if isinstance(found, str) or found.kind != "int32" or found.integers.ndim != 1 or found.block:
+        return None
+    return found if (found.scale > 0).all() and not np.any(found.zeros()) else None
+
+
+def _row_axis(linear: Linear, quantised: Quantised) -> int | None:
+    """The tensor's axis along which each row has a scale of its own, or can be given one."""
+    shape = quantised.integers.shape
+    if linear.node.op == "Conv":
+        axis = 0
+    elif linear.node.op == "ConvTranspose":
+        axis = 1
+        if linear.view[0] != 1:  # the groups share an entry of axis 1
+            return None
+    else:
+        axis = linear.row_axes[-1]
+        if math.prod(linear.view[k] for k in linear.row_axes[:-1]) != 1:
+            return None
+    if quantised.block:
+        return axis if axis != quantised.axis else None
+    if quantised.scale.size == 1:
+        return axis if linear.node.opset >= PER_AXIS or shape[axis] == 1 else None
+    return axis if axis == quantised.axis else None
+
+
+def restrict(ties: Ties, linear: Linear, quantised: Quantised, chain: Affine | None) -> tuple[Quantised, Affine | None]:
+    """Tie rows and columns to what the scale can express; the chain is given up where it asks for more."""
+    from bnfold.fold.roots import rows_of
+
+    node, rows = linear.node, np.ravel(linear.rows.scale)
+    axis = _row_axis(linear, quantised)
+    stiff = _without_negative(linear, quantised)
+    if chain is not None:
+        a = rows_of(linear, chain.a)
+        if (axis is None and (a != a[0]).any()) or (a[stiff] < 0).any():
+            chain = None
+    sentence = f"its {quantised.kind} weight has a scale for each output channel, and none for input channels"
+    if axis is None:
+        sentence = _one_factor(linear, quantised)
+        ties.equal_scale(rows, np.broadcast_to(rows[:1], rows.shape), node)
+        ties.limits.append(Limit(node, "value", rows, CODE, sentence))
+    columns = _grouped_columns(linear, one=axis is None)
+    ties.equal_scale(columns, np.broadcast_to(columns[:, :1], columns.shape), node)
+    ties.limits.append(Limit(node, "value", columns.ravel(), CODE, sentence))
+    if stiff.any():
+        sentence = f"its {quantised.kind} weight holds a value that has no negative in that type"
+        for ids in (rows[stiff], columns.ravel()):
+            ties.positive(Coordinates(ids, IDENTITY), node)
+            ties.limits.append(Limit(node, "sign", ids, CODE, sentence))
+    return replace(quantised, row_axis=axis), chain
+
+
+def _one_factor(linear: Linear, quantised: Quantised) -> str:
+    what = f"its {quantised.kind} weight has"
+    if quantised.scale.size == 1 and linear.node.opset < PER_AXIS:
+        return f"{what} one scale for all channels; one for each needs opset {PER_AXIS}, this is {linear.node.opset}"
+    shared = "one scale" if quantised.scale.size == 1 else "scales that output channels share"
+    return f"{what} {shared}: only one factor for all of them fits"
+
+
+def _grouped_columns(linear: Linear, *, one: bool) -> Array:
+    """Ids of the columns' scales: a line for each group whose rows have scales of their own."""
+    sizes = [linear.view[axis] for axis in linear.column_axes]
+    groups = 1
+    if not one:
+        groups = math.prod(linear.view[axis] for axis in linear.column_axes if axis in linear.row_axes)
+    assert linear.columns.scale.size == math.prod(sizes)
+    return linear.columns.scale.reshape(groups, -1)  # what rows and columns have in common comes first
+
+
+def _without_negative(linear: Linear, quantised: Quantised) -> Bools:
+    """Rows that hold an integer whose negative the type doesn't have."""
+    exact = quantised.negated()
+    with np.errstate(invalid="ignore", over="ignore"):
+        differs = exact.astype(quantised.integers.dtype).astype(exact.dtype) != exact
+    others = tuple(axis for axis in range(len(linear.view)) if axis not in linear.row_axes)
+    result: Bools = differs.reshape(linear.view).any(axis=others).ravel()
+    return result
+
+
+# -- what an edit makes of it -----------------------------------------------------------------------
+
+
+def row_factors(edit: LinearEdit) -> Floats:
+    """What each row of W is multiplied by: its own factor over the scale of its columns."""
+    linear = edit.linear
+    columns = np.array(edit.column_scale)
+    columns[edit.dead_columns] = np.nan
+    columns = columns.reshape([linear.view[axis] for axis in linear.column_axes])
+    shared = [k for k, axis in enumerate(linear.column_axes) if axis in linear.row_axes]
+    others = tuple(k for k in range(columns.ndim) if k not in shared)
+    with np.errstate(invalid="ignore"):
+        alike = np.fmax.reduce(columns, axis=others)  # all equal but for those of dead columns
+    alike = np.where(np.isnan(alike), 1.0, alike)
+    alike = alike.reshape([linear.view[axis] if axis in linear.column_axes else 1 for axis in linear.row_axes])
+    rows = edit.factor.reshape([linear.view[axis] for axis in linear.row_axes])
+    return np.asarray((rows / alike).ravel(), np.float64)
+
+
+def new_scale(quantised: Quantised, factors: Floats) -> tuple[Floats, int | None]:
+    """|f| scale, exactly; and the axis along which it lies where that is new."""
+    alive = np.abs(factors[factors != 0])
+    old = quantised.scale.astype(np.float64)
+    if not alive.size:
+        return old, None
+    sizes = np.where(factors == 0, alive[0], np.abs(factors))
+    if (sizes == sizes[0]).all():
+        return old * sizes[0], None
+    axis = quantised.row_axis
+    assert axis is not None
+    if quantised.scale.size == 1 and not quantised.block:
+        return old.reshape(()) * sizes, axis
+    if quantised.block:
+        return old * sizes.reshape([-1 if k == axis else 1 for k in range(old.ndim)]), None
+    return old * sizes, None
+
+
+def new_integers(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Array:
+    """The integers with rows of negative factors negated, and dead rows and columns at the zero point."""
+    linear, shape = edit.linear, quantised.integers.shape
+    rows = factors.reshape([linear.view[axis] if axis in linear.row_axes else 1 for axis in range(len(linear.view))])
+    alive = np.ones(edit.column_scale.size)
+    alive[edit.dead_columns] = 0
+    columns = alive.reshape([size if axis in linear.column_axes else 1 for axis, size in enumerate(linear.view)])
+    zeros = np.broadcast_to(quantised.zeros(), shape).reshape(linear.view)
+    kept = quantised.integers.astype(zeros.dtype).reshape(linear.view)
+    seen = np.where(rows < 0, 2 * zeros - kept, kept)
+    result = np.where((rows == 0) | (columns == 0), zeros, seen).astype(quantised.integers.dtype)
+    return np.asarray(result.reshape(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """New content of an input of a DequantizeLinear; `key`: what it depends on beside the old content."""
+
+    index: int
+    role: str
+    content: Array | Callable[[], Iterator[Array]]
+    dims: tuple[int, ...]
+    dtype: Any
+    key: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """All that changes at a DequantizeLinear; `axis`: where its scale lies, if it had none."""
+
+    changes: list[Change]
+    axis: int | None
+    rounding: float = 0.0  # of a bias, the largest
+
+
+def weight_changes(edit: LinearEdit, quantised: Quantised) -> Changes:
+    """A weight's new scale, and the integers of rows that turn around or die.
+
+    Raises: Unrepresentable.
+    """
+    factors = row_factors(edit)
+    exact, axis = new_scale(quantised, factors)
+    found = [_scale_change(edit, quantised, exact, axis)]
+    if (factors <= 0).any() or edit.dead_columns.size or not quantised.is_stored:
+        dtype, shape = quantised.integers.dtype, quantised.integers.shape
+        key = np.sign(factors).tobytes() + edit.dead_columns.tobytes() + repr(edit.linear.view).encode()
+
+        def blocks() -> Iterator[Array]:
+            yield new_integers(edit, quantised, factors)
+
+        content = new_integers(edit, quantised, factors) if is_packed(dtype) else blocks
+        found.append(Change(0, "integers", content, shape, dtype, key))
+    return Changes(found + _zero_changes(quantised, axis), axis)
+
+
+def bias_changes(edit: LinearEdit, quantised: Quantised, exact: Floats) -> Changes:
+    """An int32 bias in new steps, |f| times the old ones; what is added to it is rounded to them.
+
+    Raises: Unrepresentable.
+    """
+    node, factors = edit.linear.node, edit.factor
+    scale, axis = new_scale(replace(quantised, row_axis=0), factors)
+    if axis is not None and quantised.node.opset < PER_AXIS:
+        sentence = f"opset {quantised.node.opset} has no scale for each entry of its int32 bias"
+        raise Unrepresentable(node, sentence)
+    found = _scale_change(edit, quantised, scale, axis)
+    steps = np.asarray(found.content, np.float64)
+    if only_scales(edit):
+        whole = np.sign(factors) * quantised.integers
+        exact = steps * whole
+    else:
+        whole = np.rint(exact / steps)
+    if not (np.abs(whole) <= np.iinfo(np.int32).max).all():
+        raise Unrepresentable(node, "its int32 bias would overflow")
+    content = whole.astype(np.int32)
+    changes = [found, *_zero_changes(quantised, axis)]
+    if not np.array_equal(content, quantised.integers):
+        changes.append(Change(0, "integers", content, content.shape, content.dtype, content.tobytes()))
+    return Changes(changes, axis, float(np.abs(steps * whole - exact).max(initial=0.0)))
+
+
+def stays_integer(ties: Ties, edit: LinearEdit) -> bool:
+    """True if an int32 bias stays one: exactly, or rounded to steps that an integer kernel asks for.
+
+    Its steps are those of the sum then, scale_x * scale_w.  Any other int32 bias that takes a shift becomes floats,
+    which costs no kernel and no digit.
+    """
+    linear = edit.linear
+    bias, weight, maker = linear.quantised_bias, linear.quantised, linear.source.producer if linear.source else None
+    if bias is None or only_scales(edit):
+        return bias is not None
+    if weight is None or weight.block or maker is None or maker.op != "DequantizeLinear":
+        return False
+    step = ties.array(maker.input(1))
+    if step is None or step.size != 1:
+        return False
+    wanted = step.astype(np.float64).ravel() * weight.scale.astype(np.float64).ravel()
+    fits = bias.integers.size == edit.scale.size and bias.scale.size in (1, wanted.size)
+    return fits and np.allclose(bias.scale, wanted, rtol=SAME_STEP, atol=0)
+
+
+def only_scales(edit: LinearEdit) -> bool:
+    """True if a node's bias is multiplied, and nothing added: then its integers stay, or turn around."""
+    still = not (edit.b.any() or edit.shift.any() or edit.column_shift.any() or edit.dead_rows.size)
+    return still and edit.linear.bias_gain == 1
+
+
+def _scale_change(edit: LinearEdit, quantised: Quantised, exact: Floats, axis: int | None) -> Change:
+    dtype = quantised.scale.dtype
+    content = stored(exact, dtype, edit.linear.node, lambda: np.zeros(()))  # each step counts, however small
+    key = content.tobytes() + repr((axis, content.shape)).encode()
+    return Change(1, "quantisation scale", content, content.shape, dtype, key)
+
+
+def _zero_changes(quantised: Quantised, axis: int | None) -> list[Change]:
+    """The zero point has the shape of the scale."""
+    old = quantised.zero_point
+    if axis is None or old is None:
+        return []
+    size = quantised.integers.shape[axis]
+    content = np.ascontiguousarray(np.broadcast_to(old.reshape(1), (size,)))
+    return [Change(2, "zero point", content, (size,), old.dtype, str(size).encode())]
