@@ -241,6 +241,8 @@ def test_a_model_without_nodes_has_a_page() -> None:
     [
         (["inspect", "m.onnx", "--html", "p.txt"], "--html writes .html or .htm, by the end of the name"),
         (["inspect", "m.onnx", "--html", "none/p.html"], "none/p.html"),
+        (["inspect", "m.onnx", "m.html", "--html", "p.html"], "several models and --html contradict each other"),
+        (["fold", "m.onnx", "m.html", "--plot", "p.svg"], "several models and --plot contradict each other"),
         (["fold", "m.html", "--html", "m.html"], "is an input of this very command"),
         (["fold", "m.onnx", "-o", "o.html", "--html", "o.html"], "is to be written twice"),
         (["verify", "m.onnx", "m.html", "--html", "m.html"], "is an input of this very command"),
