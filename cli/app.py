@@ -163,6 +163,8 @@ def fold(
         list[str] | None,
         typer.Option("--skip", metavar="PATTERN", help="Leave nodes with such a name alone; repeatable."),
     ] = None,
+    plot: options.PlotNetwork = None,
+    html: options.Html = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="One line for each BatchNorm.")] = False,
@@ -174,7 +176,7 @@ def fold(
         run, models, jobs=jobs, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
         no_verify=no_verify,
         require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
-        only=only or (), skip=skip or (), json=json, quiet=quiet, verbose=verbose,
+        only=only or (), skip=skip or (), plot=plot, html=html, json=json, quiet=quiet, verbose=verbose,
     )  # fmt: skip
 
 
@@ -189,12 +191,17 @@ def inspect(
         bool, typer.Option("--check", help="Exit code 1 if there is BatchNorm that a fold removes.")
     ] = False,
     jobs: Jobs = None,
+    plot: options.PlotNetwork = None,
+    html: options.Html = None,
     json: Json = False,
 ) -> Job:
     """Show every BatchNorm, and what a fold would do with it."""
     from .inspect import run
 
-    return partial(run, models, keep_overridable=keep_overridable, no_merge=no_merge, check=check, jobs=jobs, json=json)
+    return partial(
+        run, models, keep_overridable=keep_overridable, no_merge=no_merge, check=check, jobs=jobs, plot=plot, html=html,
+        json=json,
+    )  # fmt: skip
 
 
 @app.command(epilog=VERIFY_EXAMPLES)
@@ -219,6 +226,7 @@ def verify(
     ] = None,
     junit: Annotated[str | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw r by depth (.png, .svg).")] = None,
+    html: options.Html = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing: the exit code tells.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="The r of every segment.")] = False,
@@ -228,8 +236,8 @@ def verify(
 
     return partial(
         run, a, b, data=data, seed=seed, optimized=optimized, strict=strict, provider_a=provider_a,
-        provider_b=provider_b, certificate=certificate, check=check, junit=junit, plot=plot, json=json, quiet=quiet,
-        verbose=verbose,
+        provider_b=provider_b, certificate=certificate, check=check, junit=junit, plot=plot, html=html, json=json,
+        quiet=quiet, verbose=verbose,
     )  # fmt: skip
 
 
@@ -266,6 +274,7 @@ def recalibrate(
     test: options.Test = None,
     metric: options.Metric = None,
     plot: options.Plot = None,
+    html: options.Html = None,
     only_if_better: options.OnlyIfBetter = False,
     undo: options.Undo = None,
     restore: options.Restore = None,
@@ -281,7 +290,7 @@ def recalibrate(
         source_weight=source_weight, unbiased=unbiased, freeze=freeze, batch_size=batch_size, samples=samples,
         seed=seed, only=only or (), skip=skip or (), provider=provider, cache_size=cache_size,
         checkpoint=checkpoint, engine=engine, address=address, labels=labels, test=test, metric=metric, plot=plot,
-        only_if_better=only_if_better, undo=undo, restore=restore,
+        html=html, only_if_better=only_if_better, undo=undo, restore=restore,
     )  # fmt: skip
     images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
               "augment": augment}  # fmt: skip
@@ -315,6 +324,7 @@ def insert(
     layout: options.Layout = None,
     scale: options.Scale = None,
     augment: options.Augment = None,
+    html: options.Html = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Every BatchNorm, every layer without.")] = False,
@@ -325,7 +335,7 @@ def insert(
     request = Request(
         model, data=data, output=output, in_place=in_place, force=force, dry_run=dry_run, mode=mode, where=where,
         training_nodes=training_nodes, upgrade=upgrade, batch_size=batch_size, samples=samples, seed=seed,
-        only=only or (), skip=skip or (), provider=provider,
+        only=only or (), skip=skip or (), provider=provider, html=html,
     )  # fmt: skip
     images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
               "augment": augment}  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bnfold.errors import UsageError, quoted
 
-from . import batch, many, render
+from . import batch, many, page, render
 from .request import choose_one, target
 
 
@@ -28,6 +28,8 @@ def run(
     kept: str,
     only: Sequence[str],
     skip: Sequence[str],
+    plot: str | None,
+    html: str | None,
     json: bool,
     quiet: bool,
     verbose: bool,
@@ -43,7 +45,9 @@ def run(
     choose_one(("--verify full", verify == "full"), ("--no-verify", no_verify))
     choose_one(("--require-verify", require_verify), ("--no-verify", no_verify))
     if batch.is_many(models, output, jobs):
-        choose_one(("several models", True), ("--verbose", verbose))
+        choose_one(
+            ("several models", True), ("--verbose", verbose), ("--plot", plot is not None), ("--html", html is not None)
+        )
         options = many.words(
             in_place=in_place, force=force, dry_run=dry_run, verify=verify, no_verify=no_verify,
             require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
@@ -59,6 +63,8 @@ def run(
     with render.progress(quiet=quiet, verbose=verbose):
         import bnfold
 
+        page.demand(html, [place, *([plot] if plot else [])], [model])
+        page.demand_plot(plot, [place], [model])
         if not dry_run and os.path.exists(model):  # soon, rather than after minutes of work
             from bnfold.atomic import check_output
 
@@ -68,11 +74,20 @@ def run(
             require_verify=require_verify, keep_overridable=keep_overridable, merge=not no_merge,
             kept=chosen,
         )  # fmt: skip
+        network = page.drawn(model, html, plot)
         files = [] if dry_run else result.save(place, overwrite=overwrite)
+        names = {"input": model, "output": str(place), "written": [str(file) for file in files]}
+        pages: list[Path] = []
+        if plot is not None and network is not None:
+            pages += page.write_plot(plot, network, result.report.to_dict()["entries"], f"fold {model}")
+        if html is not None and network is not None:
+            from bnfold.page import for_fold
+
+            pages += page.write(html, for_fold(names | result.to_dict(), network, page.digests(model, *files)))
 
     if json:
-        names = {"input": model, "output": str(place), "written": [str(file) for file in files]}
-        render.as_json("fold", names | result.to_dict())
+        written = {"written": [str(file) for file in (*files, *pages)]}
+        render.as_json("fold", names | written | result.to_dict())
     elif not quiet:
-        render.folded(result, Path(model), place, files, verbose=verbose, needs_force=not overwrite)
+        render.folded(result, Path(model), place, files, pages=pages, verbose=verbose, needs_force=not overwrite)
     return 0
