@@ -308,3 +308,9 @@ def test_threads_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BNFOLD_THREADS", "many")
     with pytest.raises(UsageError, match="BNFOLD_THREADS is a number of threads, not 'many'"):
         runtime.threads()
+
+
+def test_none_is_started_once_they_were_stopped() -> None:
+    children = many._Children({})
+    children.stop()
+    assert children.run(["fold", "m.onnx"]) == many.Outcome(130, None, "interrupted")
