@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -17,7 +19,7 @@ from command import MODEL, Result, batch_norms, conv_bn, files, interruptible
 from conftest import REPO
 from test_cli_states import command
 
-from bnfold.cli import many
+from bnfold.cli import batch, many
 from bnfold.errors import UsageError
 from bnfold.verify import runtime
 
@@ -314,3 +316,19 @@ def test_none_is_started_once_they_were_stopped() -> None:
     children = many._Children({})
     children.stop()
     assert children.run(["fold", "m.onnx"]) == many.Outcome(130, None, "interrupted")
+
+
+@pytest.mark.parametrize(
+    ("verb", "own"),
+    [("fold", {"models", "jobs", "output", "json", "quiet", "verbose"}), ("inspect", {"models", "jobs", "json"})],
+)
+def test_every_option_reaches_the_processes(verb: str, own: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one has to be handed on, or to be refused for several models and named here."""
+    run = importlib.import_module(f"bnfold.cli.{verb}").run
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(many, "words", lambda **options: seen.update(options))
+    monkeypatch.setattr(batch, verb, lambda *_, **__: 0)
+    names = inspect.signature(run).parameters.keys()
+    given = dict.fromkeys(names, False) | {"models": ["m.onnx"], "jobs": 1, "output": None}
+    run(**given | {name: value for name, value in (("verify", "usual"), ("kept", "reduce")) if name in names})
+    assert seen.keys() == names - own
