@@ -329,6 +329,6 @@ def test_every_option_reaches_the_processes(verb: str, own: set[str], monkeypatc
     monkeypatch.setattr(many, "words", lambda **options: seen.update(options))
     monkeypatch.setattr(batch, verb, lambda *_, **__: 0)
     names = inspect.signature(run).parameters.keys()
-    given = dict.fromkeys(names, False) | {"models": ["m.onnx"], "jobs": 1, "output": None}
-    run(**given | {name: value for name, value in (("verify", "usual"), ("kept", "reduce")) if name in names})
+    known = {"models": ["m.onnx"], "jobs": 1, "output": None, "verify": "usual", "kept": "reduce"}
+    run(**{name: known.get(name, False) for name in names})
     assert seen.keys() == names - own

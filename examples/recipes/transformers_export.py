@@ -2,8 +2,8 @@
 
     python examples/recipes/transformers_export.py
 
-Needs torch and transformers; weights are random, so nothing is downloaded. The exporter is told to leave the BN; without
-`training=` it folds Conv + BN itself, and what is left is those that it can't.
+Needs torch and transformers; weights are random, so nothing is downloaded. The exporter is told to leave BN. Without
+`training=` it folds Conv + BN itself, and those that it can't fold are left.
 """
 
 from __future__ import annotations
