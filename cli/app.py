@@ -99,7 +99,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="ONNX files.", show_default=False)]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files.", show_default=False)]
 Jobs = Annotated[
     int | None, typer.Option("--jobs", metavar="N", min=1, help="So many models at once; a line for each.")
 ]
