@@ -229,7 +229,7 @@ def optimised_by_runtime(model: ModelProto) -> ModelProto:
         return result
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error message as part of a line."""
     text = str(error).strip().splitlines()
     return "".join(c if c.isprintable() else " " for c in (text[0] if text else type(error).__name__))[:200]
