@@ -151,6 +151,8 @@ def stays_integer(ties: Ties, edit: LinearEdit) -> bool:
     bias, weight, maker = linear.quantised_bias, linear.quantised, linear.source.producer if linear.source else None
     if bias is None or only_scales(edit):
         return bias is not None
+    if (edit.factor == 0).any():  # a constant, which nothing rounds where BN makes it
+        return False
     if weight is None or weight.block or maker is None or maker.op != "DequantizeLinear":
         return False
     step = ties.array(maker.input(1))
