@@ -27,7 +27,7 @@ from bnfold.fold.merge import Merging, Spoiled, merge_model
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
-from bnfold.fold.quantised import only_scales, row_factors
+from bnfold.fold.requantise import only_scales, row_factors
 from bnfold.fold.rewrite import Requantised, Rewrite, rewrite
 from bnfold.fold.ties import Ties, tie_scope
 from bnfold.graph import Graph, Node, Scope

@@ -19,7 +19,8 @@ from bnfold.constants import Array, unit_roundoff
 from bnfold.fold.ops.affine import epsilon_of
 from bnfold.fold.parameters import last_digit, new_bias, shifted, spread, stored, type_of, weight_blocks
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan, StepEdit
-from bnfold.fold.quantised import Changes, Quantised, bias_changes, stays_integer, weight_changes
+from bnfold.fold.quantised import Quantised
+from bnfold.fold.requantise import Changes, bias_changes, stays_integer, weight_changes
 from bnfold.fold.union_find import Floats
 from bnfold.fold.wiring import Wiring, freeze, own_producer, read_names, relied_on, remove_beta, set_axis, sweep
 from bnfold.graph import Graph, Node, Scope, Value
