@@ -342,7 +342,7 @@ def judges(session):
     [
         (("--data", "user.py:fails"), "user.py:fails: sample 64: raised KeyError: 'label'; --traceback shows where"),
         (("--data", "user.py:leaves"), "user.py:leaves: sample 64: raised SystemExit: 0; --traceback shows where"),
-        (("--data", CALIB, "--metric", "user.py:judges"), "m.onnx: the metric raised ZeroDivisionError: division by zero"),
+        (("--data", CALIB, "--metric", "user.py:judges"), "m.onnx: the metric raised ZeroDivisionError: division by"),
     ],
     ids=["data", "exit", "metric"],
 )
