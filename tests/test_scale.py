@@ -77,7 +77,6 @@ def test_depth_is_no_recursion() -> None:
         import scale
         from bnfold.fold import Options, fold_model
         from bnfold.model_file import wrap
-from bnfold.verify import runtime
         fold_model(wrap(scale.pairs(2)), Options())
         sizes = [(scale.pairs, 600), (scale.chained, 2000), (scale.preactivation, 150)]
         models = [wrap(build(count)) for build, count in sizes]
