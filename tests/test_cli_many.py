@@ -320,7 +320,10 @@ def test_none_is_started_once_they_were_stopped() -> None:
 
 @pytest.mark.parametrize(
     ("verb", "own"),
-    [("fold", {"models", "jobs", "output", "json", "quiet", "verbose"}), ("inspect", {"models", "jobs", "json"})],
+    [
+        ("fold", {"models", "jobs", "output", "plot", "html", "json", "quiet", "verbose"}),
+        ("inspect", {"models", "jobs", "plot", "html", "json"}),
+    ],
 )
 def test_every_option_reaches_the_processes(verb: str, own: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A new one has to be handed on, or to be refused for several models and named here."""
@@ -330,5 +333,6 @@ def test_every_option_reaches_the_processes(verb: str, own: set[str], monkeypatc
     monkeypatch.setattr(batch, verb, lambda *_, **__: 0)
     names = inspect.signature(run).parameters.keys()
     known = {"models": ["m.onnx"], "jobs": 1, "output": None, "verify": "usual", "kept": "reduce"}
+    known |= {"plot": None, "html": None}
     run(**{name: known.get(name, False) for name in names})
     assert seen.keys() == names - own
