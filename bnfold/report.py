@@ -15,6 +15,7 @@ REASONS = {
     "dynamic-parameters": "its scale, bias, mean or variance is computed while the model runs",
     "dynamic-weight": "the node in front computes its weight while the model runs",
     "dynamic-bias": "the node in front computes its bias while the model runs",
+    "shared-table": "the table of embeddings in front is read by others too, and would have to be copied",
     "quantised-weight": "a weight that is kept as integers has no scale of its own for each channel, or no negatives",
     "quantised-values": "its input is whole steps of one size: no scale of single channels passes, and no shift",
     "invalid-statistics": "var + epsilon is zero or negative, or a parameter is not finite",

@@ -100,6 +100,7 @@ TABLE = {
     "ConvTranspose": Row("bn-convtranspose-1x1", "bn-convtranspose", "reduced"),
     "Gemm": Row("gemm-trans-a", "bn-gemm-trans-a", "graph-input"),
     "MatMul": Row("matmul-tokens", "matmul-rank-3-equal", "graph-output"),
+    "Einsum": Row("einsum-heads", "einsum-width-equal", "graph-output"),
     "Gather": Row("gather-shuffle-bn", "gather-repeat-bn", "graph-output"),
     "MaxPool": Row("maxpool-padded", "maxpool-negative", "reduced"),
     "GlobalMaxPool": _ordered("GlobalMaxPool(h)"),
