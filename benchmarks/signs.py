@@ -4,8 +4,8 @@
 
 For each file: per-channel ops that a fold leaves, and how many it would leave if every Relu, pool and the like let both
 signs through, which bounds whatever could be done about signs.  Where the two differ, channels would have to be there
-with both signs: their producer would be duplicated, and the channels run on to the reader beside the others.  That costs
-at least, in `bnfold.fold.merge`'s units (multiply-adds plus elements read or written, per position)
+with both signs: their producer would be duplicated, and the channels run on to the reader beside the others.  That
+costs at least, in `bnfold.fold.merge`'s units (multiply-adds plus elements read or written, per position)
 
     channels * (weights of one row of the producer + weights of one column of the reader + 2)
 
@@ -27,8 +27,8 @@ import numpy as np
 from harness import files, ready, say, table
 
 from bnfold.fold import Options, plan_model
-from bnfold.fold.account import counts
 from bnfold.fold.accept import Refusal
+from bnfold.fold.account import counts
 from bnfold.fold.merge import merge_model
 from bnfold.fold.plan import Plan
 from bnfold.fold.ties import Affine, Linear, Ties
