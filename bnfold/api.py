@@ -93,6 +93,7 @@ def fold(
     keep_overridable: bool = False,
     merge: bool = True,
     kept: Literal["reduce", "keep"] = "reduce",
+    norms: bool = False,
 ) -> FoldResult:
     """Remove BatchNormalization from a model without changing what it computes.
 
@@ -112,6 +113,8 @@ def fold(
         merge: whether parallel branches, and linear nodes in a row, become one node where that is no more work.
         kept: what becomes of a BN that can't go whole: 'reduce' it to an Add (or a Mul) where its scale (its shift) can
             go, or 'keep' it a BN.
+        norms: whether LayerNormalization, RMSNormalization, GroupNormalization and InstanceNormalization give their
+            scale and bias away, too: they become 1 and 0 where what reads them can take both.
 
     Raises:
         UsageError: no model, or arguments that contradict each other.
@@ -123,7 +126,8 @@ def fold(
     if require_verify and not verify:
         raise UsageError("the relation check can't be both required and left out; drop one of the two")
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
-    return fold_with(model, Options(only, skip, keep_overridable, merge, kept), verify, require_verify)
+    options = Options(only, skip, keep_overridable, merge, kept, norms)
+    return fold_with(model, options, verify, require_verify)
 
 
 def fold_with(
@@ -137,8 +141,8 @@ def fold_with(
         if require_verify and verification.skipped and _has_changed(folding):
             what = f"the relation check, which is required, can't be made: {verification.skipped}"
             raise NotEquivalentError(what)
-        names = (entry.name for entry in folding.report.entries if entry.op == "BatchNormalization")
-        unmatched = options.unmatched(names, "BatchNormalization")
+        names = (entry.name for entry in folding.report.entries if entry.op.endswith("Normalization"))
+        unmatched = options.unmatched(names, "norm" if options.norms else "BatchNormalization")
     report = replace(folding.report, notices=(*folding.report.notices, *unmatched))
     return FoldResult(report, verification, folding.model, give_back)
 

@@ -26,6 +26,7 @@ def run(
     keep_overridable: bool,
     no_merge: bool,
     kept: str,
+    norms: bool,
     only: Sequence[str],
     skip: Sequence[str],
     json: bool,
@@ -65,7 +66,7 @@ def run(
         result = bnfold.fold(
             model, only=only, skip=skip, verify="full" if verify == "full" else not no_verify,
             require_verify=require_verify, keep_overridable=keep_overridable, merge=not no_merge,
-            kept="keep" if kept == "keep" else "reduce",
+            kept="keep" if kept == "keep" else "reduce", norms=norms,
         )  # fmt: skip
         files = [] if dry_run else result.save(place, overwrite=overwrite)
 

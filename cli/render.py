@@ -136,7 +136,7 @@ def folded(
         rows += [(entry.outcome, _entry(entry)) for entry in result.report.entries]
         rows += [("merged", _merge(merge)) for merge in result.report.merges]
     else:
-        rows += _kept(result.kept)
+        rows += _kept((*result.kept, *(entry for entry in result.report.norms if entry.outcome == "kept")))
     notices = result.notices if verbose or len(result.notices) <= NOTICES else result.notices[:NOTICES]
     rows += [("notice", notice) for notice in notices]
     if len(notices) < len(result.notices):
@@ -155,8 +155,19 @@ def _counts(result: FoldResult) -> Iterator[Row]:
     note = f", {reduced} of them to an Add or a Mul" if reduced else ""
     yield "BN", _change(report.before.batch_norms, report.after.batch_norms) + note
     yield "ops", f"{_change(report.before.per_channel_ops, report.after.per_channel_ops)} {PER_CHANNEL}"
+    yield from _norms(report.norms)
     yield "nodes", _change(report.nodes_before, report.nodes_after)
     yield from _merged(report.merges)
+
+
+def _norms(entries: Sequence[Entry]) -> Iterator[Row]:
+    """How many norms still scale and shift."""
+    if not entries:
+        return
+    reduced = sum(entry.outcome == "reduced" for entry in entries)
+    left = sum(entry.outcome != "folded" for entry in entries)
+    note = f", {reduced} of them with one of the two" if reduced else ""
+    yield "norms", f"{_change(len(entries), left)} that have a scale or bias of their own{note}"
 
 
 def _merged(merges: Sequence[Merge]) -> Iterator[Row]:

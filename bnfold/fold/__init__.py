@@ -24,6 +24,7 @@ from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
 from bnfold.fold.merge import Merging, Spoiled, merge_model
+from bnfold.fold.norms import offer_norms
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
@@ -48,6 +49,7 @@ class Options:
         keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
         merge: whether parallel branches become one node.
         kept: what becomes of a BN that can't go whole: 'reduce' it to an Add or Mul where that much can go, 'keep' it.
+        norms: whether the scale and bias of LayerNormalization and its kin are folded, too.
         largest_shift: by how many times its usual size a value that several read may be shifted.
     """
 
@@ -56,6 +58,7 @@ class Options:
     keep_overridable: bool = False
     merge: bool = True
     kept: Literal["reduce", "keep"] = "reduce"
+    norms: bool = False
     largest_shift: float = LARGEST_SHIFT
 
     def chosen(self, node: Node) -> bool:
@@ -113,7 +116,10 @@ def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) 
         ties = Ties(scope, shapes, shapes.constants(scope), options.chosen)
         ties.barred.update({node: (refusal.code, refusal.sentence) for node, refusal in stay.items()})
         tie_scope(ties)
-        plan = make_plan(ties, accept(ties, reduce=options.kept == "reduce"))
+        decision = accept(ties, reduce=options.kept == "reduce")
+        if options.norms:
+            offer_norms(ties, decision)
+        plan = make_plan(ties, decision)
         found = objections(plan, options.largest_shift)
         if not found:
             return plan
@@ -170,6 +176,9 @@ def _culprits(plans: list[Plan], trouble: Unrepresentable) -> Barred:
     touched = set().union(
         *(class_keys(plan.ties, held) for held in ((edit.linear.rows, edit.linear.columns) if edit else ()))
     )
+    for norm in plan.decision.norms:  # the first that can do without
+        if norm.node is node or touched & class_keys(plan.ties, norm.rows):
+            return {(node.scope.label, norm.node.index): refusal}
     ops = [op for op in plan.decision.accepted if node in op.nodes or _touches(plan, op.target, touched)]
     merged = next((op for op in plan.ties.affines if node in op.nodes and len(op.nodes) > 1), None)
     if not ops and merged is not None:  # a chain that stays, as one op

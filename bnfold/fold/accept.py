@@ -16,11 +16,12 @@ import numpy as np
 
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
-from bnfold.fold.ties import FIXED, OUTPUT, Affine, Limit, Ties
+from bnfold.fold.ties import FIXED, OUTPUT, Affine, Limit, Linear, Ties
 from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
 BOTH, SCALE, SHIFT = "both", "scale", "shift"  # what of an op goes
+NO_GAIN = "no-gain"  # the code of a refusal because of Adds
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Refusal:
 
 @dataclass
 class Decision:
-    """What became of the affine ops of a scope that no linear node absorbed."""
+    """What became of the affine ops of a scope that no linear node absorbed, and of norms if they were offered."""
 
     accepted: dict[Affine, str] = field(default_factory=dict)  # op -> BOTH, SCALE or SHIFT
     refused: dict[Affine, Refusal] = field(default_factory=dict)
     dead: dict[Affine, list[Dead]] = field(default_factory=dict)
+    norms: dict[Linear, str] = field(default_factory=dict)  # as accepted
+    norms_refused: dict[Linear, Refusal] = field(default_factory=dict)  # also where a part of it goes
 
 
 def accept(ties: Ties, reduce: bool = True) -> Decision:
@@ -203,17 +206,11 @@ def _worth_a_part(op: Affine) -> bool:
 def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     """A refusal in words: what is in the way in front of the op, and behind it."""
     own = {node.index for node in op.nodes}
-    obstacle = next((ties.node_of(tag) for tag in conflict.tags if tag >= 0 and tag not in own), None)
-    limit = _limit(ties, op, conflict, obstacle, system)
+    limit = _limit(ties, op, conflict, _obstacle_of(ties, own, conflict), system)
     if limit is not None:
         name = f"{limit.node.op} {quoted(limit.node.name)}"
         return Refusal(limit.code, limit.node.name, f"{name} can't take it in: {limit.sentence}")
-    if obstacle is not None:
-        behind = _in_the_way(ties, obstacle, conflict, system)
-    elif OUTPUT in conflict.tags:
-        behind = Refusal("graph-output", None, "what would change is seen outside: an output, or a body that reads it")
-    else:
-        behind = Refusal("fixed", None, "the values around it are fixed")
+    behind = in_the_way(ties, own, conflict, system)
     if ties.of(op.source) is not FIXED:
         return behind
     producer = op.source.producer
@@ -240,7 +237,22 @@ def _limit(ties: Ties, op: Affine, conflict: Conflict, obstacle: Node | None, sy
     return next((limit for limit in of_kind if np.isin(ties.scale.find(limit.scale)[0], roots).any()), None)
 
 
-def _in_the_way(ties: Ties, obstacle: Node, conflict: Conflict, system: str) -> Refusal:
+def in_the_way(ties: Ties, own: set[int], conflict: Conflict, system: str) -> Refusal:
+    """What a conflict ran into behind nodes of these numbers."""
+    obstacle = _obstacle_of(ties, own, conflict)
+    if obstacle is not None:
+        return _refusal(ties, obstacle, conflict, system)
+    if OUTPUT in conflict.tags:
+        return Refusal("graph-output", None, "what would change is seen outside: an output, or a body that reads it")
+    return Refusal("fixed", None, "the values around it are fixed")
+
+
+def _obstacle_of(ties: Ties, own: set[int], conflict: Conflict) -> Node | None:
+    """The node that made known what a conflict ran into, unless it is one of these numbers."""
+    return next((ties.node_of(tag) for tag in conflict.tags if tag >= 0 and tag not in own), None)
+
+
+def _refusal(ties: Ties, obstacle: Node, conflict: Conflict, system: str) -> Refusal:
     name = f"{obstacle.op} {quoted(obstacle.name)}"
     if conflict.kind == "sign":
         sentence = f"{name} lets only positive scales through, {conflict.count} channels need a negative one"

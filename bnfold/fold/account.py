@@ -1,4 +1,7 @@
-"""Account for every BatchNormalization of a model: what became of it, by which route, or why it stays."""
+"""Account for every BatchNormalization of a model: what became of it, by which route, or why it stays.
+
+With --norms for every other norm, too: it is folded if its own scale and bias are 1 and 0 now.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from bnfold.errors import quoted
+from bnfold.fold.accept import BOTH, SCALE, SHIFT
 from bnfold.fold.merge import Merging
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
-from bnfold.fold.ties import Coordinates, Ties
+from bnfold.fold.ties import Coordinates, Linear, Ties
 from bnfold.fold.union_find import distinct
 from bnfold.graph import Graph, Node
 from bnfold.report import Counts, Entry
@@ -31,12 +35,14 @@ def _entries(plan: Plan) -> Iterator[tuple[Node, Entry]]:
                 kept = linear.linear.quantised
                 note = f", the scale of its {kept.kind} weight" if kept is not None and linear.changes_weight else ""
                 yield node, _entry(plan, node, "folded", "backward", (linear.linear.node.name,), note)
-    takers = _takers(plan) if plan.affines else {}
+    takers = _takers(plan) if plan.affines or plan.decision.norms else {}
     for edit in plan.affines:
         for node in edit.op.nodes:
             told.add(node)
             if node.op == "BatchNormalization" or not edit.ops_left:
                 yield node, _affine_entry(plan, edit, node, takers)
+    for norm in plan.decision.norms | plan.decision.norms_refused:
+        yield norm.node, _norm_entry(plan, norm, takers)
     for node in plan.scope.nodes:
         if node.op == "BatchNormalization" and node not in told:
             code, sentence = plan.ties.refused.get(node, ("fixed", "nothing is known of its surroundings"))
@@ -73,6 +79,20 @@ def _affine_entry(plan: Plan, edit: AffineEdit, node: Node, takers: dict[tuple[s
     article = "an" if left[0].startswith("A") else "a"
     note = f"; {article} {left[0]} is left: {refusal.sentence}" if refusal else ""
     return _entry(plan, node, "reduced", route, tuple(into), note)
+
+
+def _norm_entry(plan: Plan, norm: Linear, takers: dict[tuple[str, int], list[str]]) -> Entry:
+    part, refusal = plan.decision.norms.get(norm), plan.decision.norms_refused.get(norm)
+    if part is None and refusal is not None:
+        return Entry(
+            norm.node.name, norm.node.op, plan.scope.label, "kept", reason=refusal.code, obstacle=refusal.obstacle,
+            sentence=refusal.sentence,
+        )  # fmt: skip
+    into = dict.fromkeys(name for key in sorted(class_keys(plan.ties, norm.rows)) for name in takers.get(key, ()))
+    into.pop(norm.node.name, None)
+    stays = {SCALE: "bias", SHIFT: "scale"}.get(part or BOTH)
+    note = f"; its {stays} stays: {refusal.sentence}" if refusal and stays else ""
+    return _entry(plan, norm.node, "reduced" if stays else "folded", "forward", tuple(into), note)
 
 
 def _still(array: object) -> bool:

@@ -3,6 +3,7 @@
     linear       Conv, ConvTranspose, Gemm, MatMul: where scale and shift go
     einsum       Einsum with one constant operand, likewise
     embedding    Gather from a constant table
+    normalization  LayerNormalization and its kin at their output
     recurrent    LSTM, GRU, RNN at their input
     affine       BatchNormalization; Mul, Add, Sub, Div by constants: what is to go
     elementwise  Relu and its kin, odd functions
@@ -31,6 +32,7 @@ def load() -> None:
         embedding,
         layout,
         linear,
+        normalization,
         pooling,
         quantisation,
         recurrent,
