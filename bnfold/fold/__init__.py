@@ -13,7 +13,7 @@ A scope (the main graph, a body, a local function) is folded by itself: what cro
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -24,7 +24,7 @@ from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
 from bnfold.fold.merge import Merging, Spoiled, merge_model
-from bnfold.fold.norms import offer_norms
+from bnfold.fold.norms import needless_adds, offer_norms
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
@@ -111,6 +111,7 @@ def plan_model(
 
 
 def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) -> Plan:
+    without = _plan_scope(scope, shapes, replace(options, norms=False), barred) if options.norms else None
     while True:
         stay = {scope.nodes[index]: refusal for (label, index), refusal in barred.items() if label == scope.label}
         ties = Ties(scope, shapes, shapes.constants(scope), options.chosen)
@@ -120,7 +121,7 @@ def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) 
         if options.norms:
             offer_norms(ties, decision)
         plan = make_plan(ties, decision)
-        found = objections(plan, options.largest_shift)
+        found = objections(plan, options.largest_shift) or needless_adds(plan, without)
         if not found:
             return plan
         barred.update({(scope.label, node.index): refusal for node, refusal in found.items()})

@@ -21,7 +21,6 @@ from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
 BOTH, SCALE, SHIFT = "both", "scale", "shift"  # what of an op goes
-NO_GAIN = "no-gain"  # the code of a refusal because of Adds
 
 
 @dataclass(frozen=True)

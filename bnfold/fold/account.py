@@ -12,7 +12,7 @@ import numpy as np
 from bnfold.errors import quoted
 from bnfold.fold.accept import BOTH, SCALE, SHIFT
 from bnfold.fold.merge import Merging
-from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
+from bnfold.fold.plan import AffineEdit, Plan
 from bnfold.fold.ties import Coordinates, Linear, Ties
 from bnfold.fold.union_find import distinct
 from bnfold.graph import Graph, Node
@@ -152,7 +152,7 @@ def counts(graph: Graph, plans: list[Plan], merging: Merging) -> tuple[Counts, C
             nodes = linear.linear.chain.nodes if linear.linear.chain else ()
             norms_gone += sum(node.op == "BatchNormalization" for node in nodes)
             arithmetic_before += sum(node.op != "BatchNormalization" for node in nodes)
-            arithmetic_after += _makes_add(linear)
+            arithmetic_after += linear.makes_add
         for edit in plan.affines:
             before = [node.op for node in edit.op.nodes]
             after = list(edit.ops_left)
@@ -161,7 +161,3 @@ def counts(graph: Graph, plans: list[Plan], merging: Merging) -> tuple[Counts, C
             arithmetic_after += len(after) - after.count("BatchNormalization")
     arithmetic_gone = len(gone) - merged - merging.added
     return Counts(norms + merged, arithmetic_before + arithmetic_gone), Counts(norms - norms_gone, arithmetic_after)
-
-
-def _makes_add(edit: LinearEdit) -> bool:
-    return edit.linear.bias_input is None and not edit.linear.table and edit.needs_bias

@@ -3,18 +3,25 @@
 A norm y = scale * N(x) + bias whose output is stored with s = 1 / scale and t = -bias is stored as N(x): its own scale
 becomes 1 and its bias 0.  By the ties that is all that has to be asked for; the rest of the solver is as it was.  The
 norms come last, so that no BatchNorm stays for one of them, and one that can't go whole may go in part: a bias stays
-behind a Relu, ahead of a zero padding, or where a MatMul that has no bias would need an Add.
+ahead of a Relu or a zero padding, and where it would cost an Add.  It is free where it is, and it may even save the Add
+of the Linear at the end of a skip that begins at the norm (`needless_adds`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from bnfold.fold.accept import BOTH, NO_GAIN, SCALE, SHIFT, Decision, Refusal, in_the_way
+from bnfold.errors import quoted
+from bnfold.fold.accept import BOTH, SCALE, SHIFT, Decision, Refusal, in_the_way
+from bnfold.fold.account import class_keys
 from bnfold.fold.ops.normalization import NORMS
+from bnfold.fold.plan import Plan
 from bnfold.fold.roots import rows_of
-from bnfold.fold.ties import Linear, Ties
+from bnfold.fold.ties import Coordinates, Linear, Ties
 from bnfold.fold.union_find import Conflict, Floats
+from bnfold.graph import Node
+
+NO_GAIN = "no-gain"
 
 
 def offer_norms(ties: Ties, decision: Decision) -> None:
@@ -85,3 +92,23 @@ def _offer(ties: Ties, linear: Linear, a: Floats, b: Floats, part: str) -> Refus
     if refusal.code == "fixed":  # by nothing but the norm's own, different entries
         return Refusal("fixed", None, f"what reads it needs one {system} for several of its entries")
     return refusal
+
+
+def needless_adds(plan: Plan, without: Plan | None) -> dict[Node, Refusal]:
+    """Norms whose bias should stay: there are more Adds behind MatMuls than in the plan `without` norms."""
+    if without is None:
+        return {}
+    before = {edit.linear.node for edit in without.linears if edit.makes_add}
+    now = [edit.linear for edit in plan.linears if edit.makes_add]
+    new = [linear for linear in now if linear.node not in before]
+    shifting = [norm for norm, part in plan.decision.norms.items() if part != SCALE]
+    if len(now) <= len(before) or not new or not shifting:
+        return {}
+    keys = set().union(*(_shifts(plan.ties, held) for linear in new for held in (linear.rows, linear.columns)))
+    asking = [norm for norm in shifting if keys & _shifts(plan.ties, norm.rows)] or shifting
+    refusal = Refusal(NO_GAIN, new[0].node.name, f"{quoted(new[0].node.name)} has no bias, and would need an Add")
+    return dict.fromkeys((norm.node for norm in asking), refusal)
+
+
+def _shifts(ties: Ties, held: Coordinates) -> set[int]:
+    return {key for kind, key in class_keys(ties, held) if kind == "shift"}

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.errors import quoted
-from bnfold.fold.accept import BOTH, NO_GAIN, Refusal
+from bnfold.fold.accept import BOTH, Refusal
 from bnfold.fold.account import class_keys
 from bnfold.fold.plan import Plan
-from bnfold.fold.ties import Affine, Coordinates, Linear, Ties
+from bnfold.fold.ties import Affine, Coordinates, Ties
 from bnfold.fold.union_find import Floats
 from bnfold.graph import Node
 
@@ -30,10 +30,7 @@ def objections(plan: Plan, largest_shift: float = LARGEST_SHIFT) -> dict[Node, R
 
 
 def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
-    """Removed ops whose shift makes more linear nodes without a bias slot need an Add than ops go.
-
-    So do norms, of which none goes: an Add costs more than the bias that they compute anyway.
-    """
+    """Removed ops whose shift makes more linear nodes without a bias slot need an Add than ops go."""
     ties = plan.ties
     added: dict[int, set[Node]] = {}
     for edit in plan.linears:
@@ -46,32 +43,28 @@ def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
         keys |= _shift_keys(ties, linear.columns) if edit.column_shift.any() else set()
         for key in keys:
             added.setdefault(key, set()).add(linear.node)
-    asked: dict[Affine | Linear, set[Node]] = {}
-    keys_of: dict[Affine | Linear, set[int]] = {
+    asked: dict[Affine, set[Node]] = {}
+    keys_of = {
         op: _shift_keys(ties, ties.of(op.target)) | _shift_keys(ties, ties.of(op.source))
         for op in (plan.decision.accepted if added else ())
     }
-    keys_of |= {norm: _shift_keys(ties, norm.rows) for norm in (plan.decision.norms if added else ())}
     _claim(plan, added, set().union(*keys_of.values()))
     for op, keys in keys_of.items():
         nodes = {node for key in keys for node in added.get(key, ())}
         if nodes:
             asked[op] = nodes
-    gone = {
-        op: len(op.nodes) - (plan.decision.accepted[op] != BOTH) if isinstance(op, Affine) else 0 for op in asked
-    }
+    gone = {op: len(op.nodes) - (plan.decision.accepted[op] != BOTH) for op in asked}
     for group in _groups(asked):
         nodes = set().union(*(asked[op] for op in group))
         if len(nodes) <= sum(gone[op] for op in group):
             continue
         worst = max(group, key=lambda op: len(asked[op]) - gone[op])
         first = min(asked[worst], key=lambda node: node.index)
-        what = f"its shift would need {len(asked[worst])} new Adds behind MatMuls that have no bias"
-        if isinstance(worst, Linear):
-            return {worst.node: Refusal(NO_GAIN, first.name, what)}
         refusal = plan.decision.refused.get(worst) or Refusal(
-            NO_GAIN, first.name, f"{what}, to remove {gone[worst]} ops"
-        )
+            "no-gain", first.name,
+            f"its shift would need {len(asked[worst])} new Adds behind MatMuls that have no bias, to remove "
+            f"{gone[worst]} ops",
+        )  # fmt: skip
         return {worst.nodes[0]: refusal}  # one at a time: the next plan may need no more
     return {}
 
@@ -107,9 +100,9 @@ def _connected(rows: list[set[int]]) -> list[set[int]]:
     return list({id(union): union for union in union_of.values()}.values())
 
 
-def _groups(asked: dict[Affine | Linear, set[Node]]) -> list[list[Affine | Linear]]:
+def _groups(asked: dict[Affine, set[Node]]) -> list[list[Affine]]:
     """Ops that ask for Adds behind the same nodes, directly or by way of others."""
-    groups: list[tuple[set[Node], list[Affine | Linear]]] = []
+    groups: list[tuple[set[Node], list[Affine]]] = []
     for op, nodes in asked.items():
         near = [group for group in groups if group[0] & nodes]
         groups = [group for group in groups if group not in near]
