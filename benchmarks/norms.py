@@ -19,6 +19,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -182,7 +183,8 @@ def export(name: str, opset: int, path: Path) -> None:
                 if getattr(module, "bias", None) is not None:
                     module.bias.normal_(0, 0.3)  # type: ignore[union-attr, operator]
     inputs = (torch.randn(2, *shape),)
-    torch.onnx.export(net, inputs, str(path), opset_version=opset, dynamo=opset > 17, external_data=False)  # type: ignore[arg-type]
+    with redirect_stdout(sys.stderr):  # both exporters talk
+        torch.onnx.export(net, inputs, str(path), opset_version=opset, dynamo=opset > 17, external_data=False)  # type: ignore[arg-type]
 
 
 def study(path: Path) -> list[str]:
