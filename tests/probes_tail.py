@@ -165,6 +165,8 @@ EINSUM = [
     # a constant of size 1 is repeated: one weight for all channels
     Probe("bn-einsum-repeated", "-----?",
           'x[N,3,5] -> y | h = BN3(x); y = Einsum<equation="bdn,do->bno">(h, w[1,4])', 1, "axis"),
+    Probe("add-einsum-repeated", "??????",
+          'x[N,3,5] -> y | h = Add(x, k[]); y = Einsum<equation="bdn,do->bno">(h, w[1,4])', 1, "axis"),
     Probe("bn-einsum-diagonal", "-----?",
           'x[N,3,3] -> y | h = BN3(x); y = Einsum<equation="bdd,do->bo">(h, w[3,4])', 1, "axis"),
     Probe("einsum-three", "-----?",

@@ -200,6 +200,15 @@ def test_a_norm_never_stands_in_the_way_of_a_batch_norm() -> None:
         assert left(bnfold.fold(probe.model(), norms=norms).model).total == 0
 
 
+def test_one_bias_for_all_is_left_alone() -> None:
+    """LayerNormalization's may be broadcast, by its definition."""
+    text = "x[N,4] -> y | h = LayerNormalization(x, g[4], b[1]); y = Gemm(h, w[4,3])"
+    probe = Probe("norms-one-bias", "", text)
+    result = bnfold.fold(probe.model(), norms=True, verify=False)
+    assert not result.report.norms
+    assert result.model == probe.model()
+
+
 def test_scale_per_group_is_left_alone() -> None:
     """Before opset 21 a GroupNormalization has one scale for each group."""
     model = onnx.parser.parse_model(
