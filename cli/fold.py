@@ -74,5 +74,5 @@ def run(
         names = {"input": model, "output": str(place), "written": [str(file) for file in files]}
         render.as_json("fold", names | result.to_dict())
     elif not quiet:
-        render.folded(result, Path(model), place, files, verbose=verbose, needs_force=not overwrite)
+        render.folded(result, Path(model), place, files, verbose=verbose, needs_force=not overwrite, norms=norms)
     return 0

@@ -127,10 +127,11 @@ class _Progress(logging.Handler):
 
 
 def folded(
-    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, verbose: bool, needs_force: bool
-) -> None:
-    """Print the account of a fold; `files` is empty if nothing was written."""
-    rows = list(_counts(result))
+    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *,
+    verbose: bool, needs_force: bool, norms: bool,
+) -> None:  # fmt: skip
+    """Print the account of a fold; `files` is empty if nothing was written, `norms` says if these were to be folded."""
+    rows = list(_counts(result, norms))
     rows += _checks(result)
     if verbose:
         rows += [(entry.outcome, _entry(entry)) for entry in result.report.entries]
@@ -149,25 +150,24 @@ def folded(
     show([("read", file(model)), *rows])
 
 
-def _counts(result: FoldResult) -> Iterator[Row]:
+def _counts(result: FoldResult, norms: bool) -> Iterator[Row]:
     report = result.report
     reduced = sum(entry.outcome == "reduced" for entry in report.folded)
     note = f", {reduced} of them to an Add or a Mul" if reduced else ""
     yield "BN", _change(report.before.batch_norms, report.after.batch_norms) + note
     yield "ops", f"{_change(report.before.per_channel_ops, report.after.per_channel_ops)} {PER_CHANNEL}"
-    yield from _norms(report.norms)
+    if norms:
+        yield "norms", _norms(report.norms)
     yield "nodes", _change(report.nodes_before, report.nodes_after)
     yield from _merged(report.merges)
 
 
-def _norms(entries: Sequence[Entry]) -> Iterator[Row]:
+def _norms(entries: Sequence[Entry]) -> str:
     """How many norms still scale and shift."""
-    if not entries:
-        return
     reduced = sum(entry.outcome == "reduced" for entry in entries)
     left = sum(entry.outcome != "folded" for entry in entries)
     note = f", {reduced} of them with one of the two" if reduced else ""
-    yield "norms", f"{_change(len(entries), left)} that have a scale or bias of their own{note}"
+    return f"{_change(len(entries), left)} that have a scale or bias of their own{note}"
 
 
 def _merged(merges: Sequence[Merge]) -> Iterator[Row]:

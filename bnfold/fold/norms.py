@@ -106,7 +106,7 @@ def needless_adds(plan: Plan, without: Plan | None) -> dict[Node, Refusal]:
         return {}
     keys = set().union(*(_shifts(plan.ties, held) for linear in new for held in (linear.rows, linear.columns)))
     asking = [norm for norm in shifting if keys & _shifts(plan.ties, norm.rows)] or shifting
-    refusal = Refusal(NO_GAIN, new[0].node.name, f"{quoted(new[0].node.name)} has no bias, and would need an Add")
+    refusal = Refusal(NO_GAIN, new[0].node.name, f"without its bias {quoted(new[0].node.name)} would need an Add")
     return dict.fromkeys((norm.node for norm in asking), refusal)
 
 
