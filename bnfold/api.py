@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold.errors import ModelError, NotEquivalentError, UsageError, quoted
 from bnfold.fold import Folding, Options, fold_model
+from bnfold.fold.kept import Kept, read_kept
 from bnfold.frontends import GiveBack, ModelResult, naming, open_model
 from bnfold.model_file import LoadedModel
 from bnfold.report import Entry, FoldReport
@@ -62,7 +63,7 @@ class FoldResult(ModelResult):
 
     @property
     def folded(self) -> tuple[Entry, ...]:
-        """The BatchNormalizations that are gone (or reduced to an Add or a Mul)."""
+        """The BatchNormalizations that are gone (or reduced to Add or Mul)."""
         return self.report.folded
 
     @property
@@ -92,7 +93,7 @@ def fold(
     require_verify: bool = False,
     keep_overridable: bool = False,
     merge: bool = True,
-    kept: Literal["reduce", "keep"] = "reduce",
+    kept: Kept = "auto",
     norms: bool = False,
 ) -> FoldResult:
     """Remove BatchNormalization from a model without changing what it computes.
@@ -111,8 +112,10 @@ def fold(
         require_verify: whether that is an error.
         keep_overridable: whether initializers that are graph inputs too stay so; by default they are frozen.
         merge: whether parallel branches, and linear nodes in a row, become one node where that is no more work.
-        kept: what becomes of a BN that can't go whole: 'reduce' it to an Add (or a Mul) where its scale (its shift) can
-            go, or 'keep' it a BN.
+        kept: what becomes of a BN that can't go whole. 'reduce': where its scale (its shift) can go, an Add (a Mul) is
+            left of it; 'keep': it stays a BN; 'auto': it is reduced, except where ONNX Runtime would be slower with the
+            Add, between the Convs of images; 'affine': reduced or written as a Mul and an Add, so that no BN is left
+            but those whose statistics or parameters are no constants.
         norms: whether LayerNormalization, RMSNormalization, GroupNormalization and InstanceNormalization give their
             scale and bias away, too: they become 1 and 0 where what reads them can take both.
 
@@ -121,8 +124,7 @@ def fold(
         ModelError: the model isn't sound, its data can't be read, or it overflows, so that no check is possible.
         NotEquivalentError: a check failed, or could not be made though it is required.
     """
-    if kept not in ("reduce", "keep"):
-        raise UsageError(f"kept is 'reduce' or 'keep', not {quoted(kept)}")
+    read_kept(kept, "kept")
     if require_verify and not verify:
         raise UsageError("the relation check can't be both required and left out; drop one of the two")
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))

@@ -24,6 +24,15 @@ LONGEST_NAME = 300
 TOLD = 3
 
 
+def clean(text: str) -> str:
+    r"""A text that can't steer a terminal, nor take more than its line: control characters are escaped.
+
+    >>> clean("a\x1b[31m\nb")
+    'a\\x1b[31m\\nb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def quoted(name: object) -> str:
     r"""A name from a file, safe to show in a terminal: control characters come out escaped.
 
@@ -33,7 +42,7 @@ def quoted(name: object) -> str:
     text = str(name)
     if len(text) > LONGEST_NAME:
         text = text[:LONGEST_NAME] + "…"
-    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "'"
+    return f"'{clean(text)}'"
 
 
 def not_utf8(name: object) -> str | None:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from bnfold.api import FoldResult, fold_with
-from bnfold.errors import BnfoldError, NoPlaceError, UsageError, quoted
+from bnfold.errors import BnfoldError, NoPlaceError, UsageError
 from bnfold.fold import Options
+from bnfold.fold.kept import Kept, read_kept
 from bnfold.frontends import open_model
 from bnfold.graph import Node
 from bnfold.insert.api import InsertResult, insert
@@ -91,10 +92,9 @@ class FoldBatchNormalization(_FoldingPass):
     def __init__(
         self, *, only: Patterns = (), skip: Patterns = (), verify: bool | Literal["full"] = True,
         require_verify: bool = False, keep_overridable: bool = False, merge: bool = True,
-        kept: Literal["reduce", "keep"] = "reduce",
+        kept: Kept = "auto",
     ) -> None:  # fmt: skip
-        if kept not in ("reduce", "keep"):
-            raise UsageError(f"kept is 'reduce' or 'keep', not {quoted(kept)}")
+        read_kept(kept, "kept")
         options = Options(_listed(only), _listed(skip), keep_overridable, merge, kept)
         super().__init__(options, verify, require_verify)
 

@@ -38,6 +38,7 @@ REASONS = {
     "precision": "a value that others read too would lose its last digits",
     "float16-range": "values would leave the range where float16 is at ease",
     "unrepresentable": "a weight or bias would overflow or underflow its type",
+    "mul-add-range": "as a Mul and an Add its constants would overflow or underflow their type",
 }
 
 
@@ -49,7 +50,7 @@ class Entry:
         name: the node's name (its first output where it has none).
         op: its op type.
         scope: '' for the main graph, else the body or function it is in.
-        outcome: 'folded', 'reduced' (to an Add or a Mul) or 'kept'.
+        outcome: 'folded', 'reduced' (to an Add, a Mul or both) or 'kept'.
         route: how it went: 'backward' into what produces its input, 'forward' into what reads its output,
             'both ways', or 'merged' together with the branch that it is in; '' if it stayed.
         into: names of the nodes whose parameters took it in.
@@ -121,7 +122,7 @@ class FoldReport:
 
     @property
     def folded(self) -> tuple[Entry, ...]:
-        """The BatchNormalizations that are gone (or reduced to an Add or Mul)."""
+        """The BatchNormalizations that are gone (or reduced to Add or Mul)."""
         return tuple(e for e in self.entries if e.op == "BatchNormalization" and e.outcome != "kept")
 
     @property

@@ -84,7 +84,7 @@ def _end(error: BaseException) -> int:
 
 
 def _say(line: str) -> None:
-    from .render import clean
+    from bnfold.errors import clean
 
     if sys.stderr is not None:
         print(f"bnfold: {clean(line)}", file=sys.stderr)

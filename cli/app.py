@@ -85,6 +85,12 @@ Examples:
   bnfold insert m.onnx --data d.npz:x --training-nodes --upgrade
 """
 
+KEPT = (
+    "BN that can't go whole: 'reduce' it to an Add (Mul) where its scale (shift) can go; 'keep' it; 'affine': reduce, "
+    "and write what stays as Mul and Add; 'auto': reduce, but not between Convs of images, where ONNX Runtime is "
+    "slower with an Add."
+)
+
 # Plain help: rich's boxes would take more than half of the time of `bnfold --help`.
 app = typer.Typer(
     rich_markup_mode=None,
@@ -93,7 +99,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="ONNX files.", show_default=False)]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files.", show_default=False)]
 Jobs = Annotated[
     int | None, typer.Option("--jobs", metavar="N", min=1, help="So many models at once; a line for each.")
 ]
@@ -147,8 +153,8 @@ def fold(
         bool, typer.Option("--no-merge", help="Keep parallel branches: don't make one node of several.")
     ] = False,
     kept: Annotated[
-        str, typer.Option("--kept", metavar="HOW", help="BN that can't go whole: 'reduce' (to an Add) or 'keep'.")
-    ] = "reduce",
+        str, typer.Option("--kept", metavar="HOW", help=KEPT)
+    ] = "auto",
     norms: Annotated[
         bool, typer.Option("--norms", help="Fold the scale and bias of Layer-, RMS-, Group- and InstanceNorm, too.")
     ] = False,
@@ -160,6 +166,8 @@ def fold(
         list[str] | None,
         typer.Option("--skip", metavar="PATTERN", help="Leave nodes with such a name alone; repeatable."),
     ] = None,
+    plot: options.PlotNetwork = None,
+    html: options.Html = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="One line for each BatchNorm.")] = False,
@@ -172,7 +180,7 @@ def fold(
         no_verify=no_verify,
         require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
         norms=norms,
-        only=only or (), skip=skip or (), json=json, quiet=quiet, verbose=verbose,
+        only=only or (), skip=skip or (), plot=plot, html=html, json=json, quiet=quiet, verbose=verbose,
     )  # fmt: skip
 
 
@@ -187,12 +195,17 @@ def inspect(
         bool, typer.Option("--check", help="Exit code 1 if there is BatchNorm that a fold removes.")
     ] = False,
     jobs: Jobs = None,
+    plot: options.PlotNetwork = None,
+    html: options.Html = None,
     json: Json = False,
 ) -> Job:
     """Show every BatchNorm, and what a fold would do with it."""
     from .inspect import run
 
-    return partial(run, models, keep_overridable=keep_overridable, no_merge=no_merge, check=check, jobs=jobs, json=json)
+    return partial(
+        run, models, keep_overridable=keep_overridable, no_merge=no_merge, check=check, jobs=jobs, plot=plot, html=html,
+        json=json,
+    )  # fmt: skip
 
 
 @app.command(epilog=VERIFY_EXAMPLES)
@@ -217,6 +230,7 @@ def verify(
     ] = None,
     junit: Annotated[str | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw r by depth (.png, .svg).")] = None,
+    html: options.Html = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing: the exit code tells.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="The r of every segment.")] = False,
@@ -226,8 +240,8 @@ def verify(
 
     return partial(
         run, a, b, data=data, seed=seed, optimized=optimized, strict=strict, provider_a=provider_a,
-        provider_b=provider_b, certificate=certificate, check=check, junit=junit, plot=plot, json=json, quiet=quiet,
-        verbose=verbose,
+        provider_b=provider_b, certificate=certificate, check=check, junit=junit, plot=plot, html=html, json=json,
+        quiet=quiet, verbose=verbose,
     )  # fmt: skip
 
 
@@ -264,6 +278,7 @@ def recalibrate(
     test: options.Test = None,
     metric: options.Metric = None,
     plot: options.Plot = None,
+    html: options.Html = None,
     only_if_better: options.OnlyIfBetter = False,
     undo: options.Undo = None,
     restore: options.Restore = None,
@@ -279,7 +294,7 @@ def recalibrate(
         source_weight=source_weight, unbiased=unbiased, freeze=freeze, batch_size=batch_size, samples=samples,
         seed=seed, only=only or (), skip=skip or (), provider=provider, cache_size=cache_size,
         checkpoint=checkpoint, engine=engine, address=address, labels=labels, test=test, metric=metric, plot=plot,
-        only_if_better=only_if_better, undo=undo, restore=restore,
+        html=html, only_if_better=only_if_better, undo=undo, restore=restore,
     )  # fmt: skip
     images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
               "augment": augment}  # fmt: skip
@@ -313,6 +328,7 @@ def insert(
     layout: options.Layout = None,
     scale: options.Scale = None,
     augment: options.Augment = None,
+    html: options.Html = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on success.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Every BatchNorm, every layer without.")] = False,
@@ -323,7 +339,7 @@ def insert(
     request = Request(
         model, data=data, output=output, in_place=in_place, force=force, dry_run=dry_run, mode=mode, where=where,
         training_nodes=training_nodes, upgrade=upgrade, batch_size=batch_size, samples=samples, seed=seed,
-        only=only or (), skip=skip or (), provider=provider,
+        only=only or (), skip=skip or (), provider=provider, html=html,
     )  # fmt: skip
     images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale,
               "augment": augment}  # fmt: skip

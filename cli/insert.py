@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import UsageError, quoted
 
-from . import render
+from . import page, render
 from .recalibrate import image_options
 from .request import choose_one, target
 
@@ -47,6 +47,7 @@ class Request:
     only: Sequence[str]
     skip: Sequence[str]
     provider: str
+    html: str | None
 
     @property
     def target(self) -> Path:
@@ -72,12 +73,14 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
     with render.progress(quiet=quiet, verbose=verbose), redirect_stdout(sys.stderr):
         import bnfold
 
+        given = "" if request.data is None else request.data
+        given = given if os.path.exists(given) else given.rpartition(":")[0]
+        page.demand(request.html, [request.target], [request.model, given])
         if not request.dry_run and os.path.exists(request.model):  # soon, rather than after minutes of work
             from bnfold.atomic import check_output, demand_apart
 
             check_output(request.target, request.overwrite, [])
             if request.data is not None and not request.in_place:
-                given = request.data if os.path.exists(request.data) else request.data.rpartition(":")[0]
                 demand_apart([request.target], [request.model, given])
         mode: Any = request.mode
         where: Any = request.where
@@ -85,13 +88,20 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
             request.model, _opened(request, options), mode=mode, where=where, only=request.only, skip=request.skip,
             training_nodes=request.training_nodes, upgrade=request.upgrade, provider=request.provider,
         )  # fmt: skip
+        network = page.drawn(request.model, request.html)
         files = [] if request.dry_run else result.save(request.target, overwrite=request.overwrite)
+        names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
+        report = names | {"data": request.data} | result.to_dict()
+        pages: list[Path] = []
+        if request.html is not None and network is not None:
+            from bnfold.page import for_insert
+
+            pages = page.write(request.html, for_insert(report, network, page.digests(request.model, *files)))
 
     if json:
-        names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
-        render.as_json("insert", names | {"data": request.data} | result.to_dict())
+        render.as_json("insert", report | {"written": [str(file) for file in (*files, *pages)]})
     elif not quiet:
-        _show(request, result, files, verbose=verbose)
+        _show(request, result, files, pages, verbose=verbose)
 
 
 def _opened(request: Request, images: ImageOptions) -> Data | None:
@@ -114,8 +124,10 @@ def _opened(request: Request, images: ImageOptions) -> Data | None:
 # -- how it looks -----------------------------------------------------------------------------------
 
 
-def _show(request: Request, result: InsertResult, files: Sequence[Path], *, verbose: bool) -> None:
-    """Print what came of it; `files` is empty if nothing was written."""
+def _show(
+    request: Request, result: InsertResult, files: Sequence[Path], pages: Sequence[Path], *, verbose: bool
+) -> None:
+    """Print what came of it; `files` is empty if no model was written."""
     rows = [("read", render.file(Path(request.model)))]
     if request.data is not None:
         rows.append(("data", f"{result.samples} samples of {request.data}"))
@@ -132,7 +144,7 @@ def _show(request: Request, result: InsertResult, files: Sequence[Path], *, verb
     else:
         exists = " (exists: that will take --force)" if not request.overwrite and request.target.exists() else ""
         rows.append(("dry run", f"nothing was written; it would be {request.target}{exists}"))
-    render.show(rows)
+    render.show([*rows, *render.page(pages)])
     print()
     sites = result.sites if verbose else result.sites[:ROWS]
     render.table([

@@ -1,4 +1,4 @@
-"""The options of `bnfold recalibrate` and `bnfold insert`, which have many: each with its help, by name."""
+"""The options of `bnfold recalibrate` and `bnfold insert`, which have many, and of all verbs: help, by name."""
 
 from __future__ import annotations
 
@@ -72,6 +72,10 @@ Metric = Annotated[
     Text, _option("--metric", metavar="FILE.py:NAME", text="A function of an InferenceSession; more is better.")
 ]
 Plot = Annotated[Text, _option("--plot", metavar="FILE", text="Draw the drift by depth (.png, .svg).")]
+PlotNetwork = Annotated[Text, _option("--plot", metavar="FILE", text="Draw the network by depth (.png, .svg).")]
+Html = Annotated[
+    Text, _option("--html", metavar="FILE", text="Write a page: the network drawn, plots, tables; needs bnfold[html].")
+]
 OnlyIfBetter = Annotated[
     bool, typer.Option("--only-if-better", help="Write only what --labels and --metric find better.")
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import BnfoldError, UsageError, quoted
 
-from . import drift, render
+from . import drift, page, render
 from .request import choose_one, target
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Request:
     test: str | None
     metric: str | None
     plot: str | None
+    html: str | None
     only_if_better: bool
     undo: str | None
     restore: str | None
@@ -108,15 +109,21 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
         judgements = list(_judged(request, result, held_out))
         worse = request.only_if_better and not all(one.better for one in judgements)
         pictures = _plotted(request, result)  # first: nothing is written if it fails
+        network = page.drawn(request.model, request.html)
         files = ([] if request.dry_run or worse else _written(request, result)) + pictures
         if worse:
             result.drop_checkpoint()
-
-    notices = list(dict.fromkeys((*result.notices, *(held_out.notices if held_out is not None else ()))))
-    if json:
+        notices = list(dict.fromkeys((*result.notices, *(held_out.notices if held_out is not None else ()))))
         names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
         judged = {key: value for one in judgements for key, value in one.to_dict().items()}
-        render.as_json("recalibrate", names | {"data": request.data} | judged | result.to_dict() | {"notices": notices})
+        report = names | {"data": request.data} | judged | result.to_dict() | {"notices": notices}
+        if request.html is not None and network is not None:
+            from bnfold.page import for_recalibrate
+
+            files += page.write(request.html, for_recalibrate(report, network, page.digests(request.model, *files)))
+
+    if json:
+        render.as_json("recalibrate", report | {"written": [str(file) for file in files]})
     elif not quiet:
         drift.show(result, request, judgements, notices, files, verbose=verbose, worse=worse)
 
@@ -149,7 +156,8 @@ def _demand_sense(request: Request) -> None:
 def _demand_different_files(request: Request) -> None:
     """Raises: UsageError if one file would be two things."""
     taken = {request.target.absolute(): "the output itself", Path(request.model).absolute(): "the model itself"}
-    for option, file in {"--undo": request.undo, "--checkpoint": request.checkpoint, "--plot": request.plot}.items():
+    for option, file in {"--undo": request.undo, "--checkpoint": request.checkpoint, "--plot": request.plot,
+             "--html": request.html}.items():  # fmt: skip
         if file is not None and (what := taken.setdefault(Path(file).absolute(), option)) != option:
             raise UsageError(f"{option} is {what}; choose another name", file=file)
 
@@ -171,7 +179,8 @@ def _demand_places(request: Request) -> None:
             check_output(Path(request.undo), request.force, [])
     inputs = [given.rpartition(":")[0] if not os.path.exists(given) else given
               for given in (request.data, request.test, request.metric, request.restore) if given]  # fmt: skip
-    others = [name for name in (request.undo, request.plot) if name is not None]
+    others = [name for name in (request.undo, request.plot, request.html) if name is not None]
+    page.demand(request.html, [], [request.model, *inputs])
     demand_apart(others, [request.model, *inputs, *data_files([request.model])])
     if not request.in_place:
         demand_apart([request.target, *others], [request.model, *inputs])

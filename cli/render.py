@@ -1,29 +1,28 @@
 """How results look: rows of a label and a text, and one table.
 
-Texts hold names from files that nobody vouches for, so all that is shown goes through `clean`.
-rich is for terminals (wrapping, bold, NO_COLOR); a pipe gets plain lines and doesn't wait for it.
+Texts hold names from files that nobody vouches for: all that is shown goes through `clean`, in terminal.py.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import quoted
+from bnfold.errors import clean, quoted
+from bnfold.plain import finite
+
+from .terminal import Row, progress, show, table
+
+__all__ = [
+    "Row", "as_json", "clean", "file", "folded", "inspected", "more", "number", "page", "progress", "show", "size",
+    "table",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from bnfold import Entry, FoldResult, Inspection
     from bnfold.inspection import BatchNorm, Neighbour, Port
     from bnfold.report import Merge
-
-Row = tuple[str, str]
-LABEL_WIDTH = 9
 
 PER_CHANNEL = "that only scale and shift channels (BN; Mul, Add, Sub, Div by constants)"
 
@@ -33,15 +32,6 @@ USUAL_EPSILON = 1e-5
 REASONS, NAMES, NOTICES = 3, 3, 3
 # Inputs, and outputs, that inspect shows.
 PORTS = 8
-
-
-def clean(text: str) -> str:
-    r"""A text that can't steer a terminal, nor take more than its line: control characters are escaped.
-
-    >>> clean("a\x1b[31m\nb")
-    'a\\x1b[31m\\nb'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(nbytes: int) -> str:
@@ -61,6 +51,12 @@ def file(path: Path) -> str:
     return f"{path} ({size(path.stat().st_size)})"
 
 
+def page(files: Iterable[Path]) -> Iterator[Row]:
+    """A row for what `--plot` and `--html` wrote."""
+    for one in files:
+        yield "page", file(one)
+
+
 def more(count: int) -> Iterator[Row]:
     """A row that says how many are left out, if any are."""
     if count > 0:
@@ -78,59 +74,14 @@ def as_json(kind: str, data: dict[str, Any]) -> None:
     print(json.dumps({"schema": name, **finite(data)}, indent=2))
 
 
-def finite(data: Any) -> Any:
-    """Plain data whose numbers are all finite; others become None."""
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and data - data != 0 else data
-
-
-@contextmanager
-def progress(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Show on stderr what is going on: with -v as lines, in a terminal as one line that goes again."""
-    transient = not verbose and not quiet and _is_terminal(sys.stderr)
-    if not (verbose or transient):
-        yield
-        return
-    log, handler = logging.getLogger("bnfold"), _Progress(transient)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.finish()
-
-
-class _Progress(logging.Handler):
-    def __init__(self, transient: bool) -> None:
-        super().__init__()
-        self._transient = transient
-        self._start = time.perf_counter()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = clean(record.getMessage())
-        if self._transient:
-            print(f"\r\x1b[K{text} …", end="", file=sys.stderr, flush=True)
-        else:
-            print(f"bnfold: {time.perf_counter() - self._start:.2f} s: {text}", file=sys.stderr)
-
-    def finish(self) -> None:
-        """Clear the line."""
-        if self._transient:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 # -- fold -------------------------------------------------------------------------------------------
 
 
 def folded(
-    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *,
-    verbose: bool, needs_force: bool, norms: bool,
+    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, pages: Sequence[Path], verbose: bool,
+    needs_force: bool, norms: bool,
 ) -> None:  # fmt: skip
-    """Print the account of a fold; `files` is empty if nothing was written, `norms` says if these were to be folded."""
+    """Print the account of a fold; `files` is empty if no model was written, `norms` says whether they were asked for."""
     rows = list(_counts(result, norms))
     rows += _checks(result)
     if verbose:
@@ -147,13 +98,13 @@ def folded(
     else:
         exists = " (exists: that will take --force)" if needs_force and target.exists() else ""
         rows.append(("dry run", f"nothing was written; it would be {target}{exists}"))
-    show([("read", file(model)), *rows])
+    show([("read", file(model)), *rows, *page(pages)])
 
 
 def _counts(result: FoldResult, norms: bool) -> Iterator[Row]:
     report = result.report
     reduced = sum(entry.outcome == "reduced" for entry in report.folded)
-    note = f", {reduced} of them to an Add or a Mul" if reduced else ""
+    note = f", {reduced} of them to Add or Mul" if reduced else ""
     yield "BN", _change(report.before.batch_norms, report.after.batch_norms) + note
     yield "ops", f"{_change(report.before.per_channel_ops, report.after.per_channel_ops)} {PER_CHANNEL}"
     if norms:
@@ -260,7 +211,7 @@ def _plural(count: int, noun: str) -> str:
 # -- inspect ----------------------------------------------------------------------------------------
 
 
-def inspected(found: Inspection) -> None:
+def inspected(found: Inspection, pages: Sequence[Path]) -> None:
     """Print what was found in a model."""
     facts = found.facts
     opsets = ", ".join(f"{quoted(domain) if domain else 'opset'} {number}" for domain, number in facts.opsets.items())
@@ -281,6 +232,7 @@ def inspected(found: Inspection) -> None:
         ("ops", f"{before.per_channel_ops} {PER_CHANNEL}; a fold leaves {after.per_channel_ops}"),
         *_merged(found.merges),
         *_kept([norm.fold for norm in found.batch_norms if norm.fold.outcome == "kept"]),
+        *page(pages),
     ]
     show(rows)
     if found.batch_norms:
@@ -343,37 +295,3 @@ def _ops(neighbours: Sequence[Neighbour]) -> str:
     for neighbour in neighbours:
         counts[neighbour.op] = counts.get(neighbour.op, 0) + 1
     return ", ".join(op if count == 1 else f"{count} {op}" for op, count in counts.items())
-
-
-# -- output -----------------------------------------------------------------------------------------
-
-
-def table(rows: Iterable[Sequence[str]]) -> None:
-    """Print rows of cells in columns, names last and whole."""
-    rows = [tuple(map(clean, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def show(rows: Iterable[Row]) -> None:
-    """Print rows of a label and a text."""
-    if not _is_terminal(sys.stdout):
-        for label, text in rows:
-            print(f"{label:<{LABEL_WIDTH}}{clean(text)}")
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=LABEL_WIDTH - 1, style="bold")
-    grid.add_column(overflow="fold")
-    for label, text in rows:
-        grid.add_row(label, Text(clean(text)))  # Text: names are taken literally
-    plain = "NO_COLOR" in os.environ
-    Console(emoji=False, highlight=False, color_system=None if plain else "auto").print(grid)
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -6,11 +6,12 @@ import json as jsonlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import UsageError, quoted
+from bnfold.plain import finite
 
-from . import render, verdict
+from . import page, render, verdict
 from .request import choose_one
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def run(
     check: str | None,
     junit: str | None,
     plot: str | None,
+    html: str | None,
     json: bool,
     quiet: bool,
     verbose: bool,
@@ -44,7 +46,9 @@ def run(
     elif a is not None or certificate is not None:
         raise UsageError("--check takes the files that the certificate names; leave the others out")
     files = [name for name in (certificate, junit, plot) if name is not None]
-    _demand_places(files, plot, [name for name in (a, b, data, check) if name is not None])
+    inputs = [name for name in (a, b, data, check) if name is not None]
+    _demand_places(files, plot, inputs)
+    page.demand(html, files, inputs)
 
     with render.progress(quiet=quiet, verbose=verbose):
         import bnfold
@@ -70,8 +74,13 @@ def run(
 
         draw(found, plot, title)
     code = found.exit_code(strict)
+    report = {"a": a, "b": b, "exit_code": code} | found.to_dict()
+    if html is not None:
+        with render.progress(quiet=quiet, verbose=verbose):
+            _show_page(html, report, found, check, data, title)
+        files.append(html)
     if json:
-        render.as_json("verify", {"a": a, "b": b, "exit_code": code} | found.to_dict())
+        render.as_json("verify", report)
     elif not quiet:
         verdict.show(found, a or f"what {check} certifies", b, files, verbose=verbose)
     return code
@@ -106,7 +115,21 @@ def _certify(found: Comparison, a: str, b: str | None, data: str | None, path: s
     from bnfold.verify.certificate import certificate
 
     content = certificate(found, a, b, data, Path(path).absolute().parent)
-    _write(path, jsonlib.dumps(render.finite(content), indent=2) + "\n")
+    _write(path, jsonlib.dumps(finite(content), indent=2) + "\n")
+
+
+def _show_page(
+    html: str, report: dict[str, Any], found: Comparison, check: str | None, data: str | None, title: str
+) -> None:
+    """The page, which holds the certificate too; of `--check` the very one that was checked."""
+    from bnfold.page import for_verify
+    from bnfold.verify.certificate import certificate, read
+
+    folder = Path(check or html).absolute().parent
+    known = read(check) if check is not None else certificate(found, report["a"], report["b"], data, folder)
+    network = page.drawn(os.path.join(folder, next(iter(known["a"]))), html)
+    assert network is not None
+    page.write(html, for_verify(report, network, known, title))
 
 
 def _write(path: str, text: str) -> None:

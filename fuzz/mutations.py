@@ -57,7 +57,10 @@ def _in_tree(data: bytes, rng: random.Random) -> bytes | None:
     if not places:
         return None
     message, field = rng.choice(places)
-    _damage(message, field, rng, places)
+    try:
+        _damage(message, field, rng, places)
+    except UnicodeDecodeError:  # half of a name that is no UTF-8
+        return None
     serialised: bytes = model.SerializeToString()
     return serialised
 

@@ -63,14 +63,26 @@ def sandwich(b: Builder, x: Value) -> None:
 
 
 def quantised(b: Builder, x: Value) -> None:
-    """A Conv whose weight is integers behind a DequantizeLinear."""
-    if x.rank != 4 or x.dtype != "float" or b.opset < 13:
+    """A linear node whose weight is integers behind a DequantizeLinear, to the ends of their range, often with a BN."""
+    if x.rank not in (2, 4) or x.dtype != "float" or b.opset < 13:
         return
-    shape = (x.shape[1], x.shape[1], 1, 1)
-    weight = b.constant(b.rng.integers(-100, 100, shape).astype(np.int8), b.name("w"))
-    wide = b.one("DequantizeLinear", weight, b.constant(np.float32(0.01), b.name("w")))
-    b.one("Conv", x, wide)
+    rows, columns = b.integer(1, 4), x.shape[1]
+    low, high, kind = b.pick([(-127, 127, np.int8), (-128, 127, np.int8), (0, 255, np.uint8)])
+    integers = b.rng.integers(low, high + 1, (rows, columns, *(1,) * (x.rank - 2))).astype(kind)
+    axis, count = b.pick([(0, rows), (0, 1), (1, columns)])
+    one = count == 1
+    scale = b.constant(np.float32(b.rng.uniform(0.005, 0.02, () if one else count)), b.name("w"))
+    zero = b.constant(b.rng.integers(low // 2, high // 2, () if one else count).astype(kind), b.name("w"))
+    inputs = [b.constant(integers, b.name("w")), scale, *([zero] if b.chance(2) else [])]
+    wide = b.one("DequantizeLinear", *inputs, axis=axis)
+    bias = [b.weight((rows,), x.dtype)] if b.chance(2) else []
+    if x.rank == 4:
+        b.one("Conv", x, wide, *bias)
+    else:
+        b.one("Gemm", x, wide, *bias, transB=1)
     b.values.remove(wide)
+    if b.chance(2):
+        batch_norm(b, b.values[-1])
 
 
 def conv(b: Builder, x: Value) -> None:

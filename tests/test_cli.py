@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 from command import conv_bn, files, ok
+from conftest import REPO
 
 from bnfold._version import __version__
 
@@ -96,8 +97,25 @@ def in_terminal(*arguments: object, **environment: str) -> str:
 
 def test_terminal_gets_bold_labels_and_progress(model: Path) -> None:
     shown = in_terminal("fold", model, "--no-verify")
-    assert "\r\x1b[Kfolding …" in shown
+    assert "folding … 0 s" in shown
     assert "\x1b[1mBN" in shown
+
+
+@pytest.mark.parametrize(("columns", "below"), [("80", True), ("200", False)])
+def test_table_fits_the_terminal_with_whole_names(columns: str, below: bool) -> None:
+    path = REPO / "sample_models" / "digits_mobile.onnx"
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", in_terminal("inspect", path, COLUMNS=columns, NO_COLOR="1"))
+    lines = shown.replace("\r\n", "\n").split("\n")
+    assert max(len(line.rpartition("\r")[2]) for line in lines) <= int(columns)
+    names = [entry["name"] for entry in json.loads(ok("inspect", path, "--json"))["batch_norms"]]
+    ends = [f"    '{name}'" if below else f"  '{name}'" for name in names]
+    found = [line.rstrip() for line in lines if line.startswith("    '") == below]
+    assert [end for end in ends if not any(line.endswith(end) for line in found)] == []
+
+
+def test_colours_say_what_became_of_it() -> None:
+    shown = in_terminal("inspect", REPO / "sample_models" / "digits_cnn.onnx", COLUMNS="200")
+    assert "\x1b[32mfolded, backward" in shown
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)

@@ -97,7 +97,7 @@ def test_bad_input(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fold"], "Missing argument 'MODEL...'"),
+        (["fold"], "Missing argument 'MODEL'"),
         (["fold", "m.onnx", "--nope"], "--nope"),
         (["recalibrate", "m.onnx", "n.onnx"], "n.onnx"),
         (["fold", "m.onnx", "-o"], "-o"),
@@ -109,7 +109,7 @@ def test_bad_input(tmp_path: Path, case: str) -> None:
         (["fold", "m.onnx", "-o", "gone/n.onnx"], "there is no folder 'gone'"),
         (["fold", "m.onnx", "-o", "."], "is a folder"),
         (["fold", "m.onnx", "-o", "/dev/null", "--force"], "is a device"),
-        (["inspect"], "Missing argument 'MODEL...'"),
+        (["inspect"], "Missing argument 'MODEL'"),
     ],
     ids=" ".join,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -13,20 +15,33 @@ from pathlib import Path
 
 import onnx
 import pytest
-from command import MODEL, batch_norms, bnfold, conv_bn, files, interruptible, ok
+from command import MODEL, Result, batch_norms, conv_bn, files, interruptible
 from conftest import REPO
 from test_cli_states import command
 
-from bnfold.cli import many
+from bnfold.cli import batch, many
 from bnfold.errors import UsageError
 from bnfold.verify import runtime
 
 QUICK = ("--no-verify", "--jobs", "2")
 
 
+def bnfold(*arguments: str) -> Result:
+    """The command, run here; what it starts are processes."""
+    return Result(arguments, *command(*arguments))
+
+
+def ok(*arguments: str) -> str:
+    """The same, which must succeed without a word on stderr; returns its stdout."""
+    result = bnfold(*arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Path:
-    """Two models with BN, one without, one that is cut short."""
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: two models with BN, one without, one that is cut short."""
+    monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         onnx.save(conv_bn(name), tmp_path / f"{name}.onnx")
     plain = conv_bn()
@@ -38,7 +53,7 @@ def world(tmp_path: Path) -> Path:
 
 
 def test_each_goes_into_the_folder_under_its_name_and_gets_a_line(world: Path) -> None:
-    out = ok("fold", "b.onnx", "plain.onnx", "a.onnx", "-o", "out", "--jobs", "3", cwd=world).splitlines()
+    out = ok("fold", "b.onnx", "plain.onnx", "a.onnx", "-o", "out", "--jobs", "3").splitlines()
     assert [line[:14].strip() for line in out[:3]] == ["BN 1 → 0", "BN none", "BN 1 → 0"]
     assert " of 16 " in out[0] and "unchanged" in out[1]
     arrows = [f"{name}.onnx → {Path('out', name)}.onnx" for name in ("b", "plain", "a")]  # as they were named
@@ -49,7 +64,8 @@ def test_each_goes_into_the_folder_under_its_name_and_gets_a_line(world: Path) -
     assert (world / "out" / "plain.onnx").read_bytes() == (world / "plain.onnx").read_bytes()
 
 
-def test_the_example_of_the_documents(tmp_path: Path) -> None:
+def test_the_example_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     page = (REPO / "docs" / "pipelines.md").read_text("utf-8")
     shown = re.search(r"    \$ bnfold (fold sample_models/\S+ (.*))\n((?:    .*\n)+)", page)
     assert shown
@@ -57,13 +73,13 @@ def test_the_example_of_the_documents(tmp_path: Path) -> None:
     models = sorted((REPO / "sample_models").glob("*.onnx"))
     for model in models:
         (tmp_path / "sample_models" / model.name).write_bytes(model.read_bytes())
-    out = ok("fold", *(f"sample_models/{model.name}" for model in models), *shown[2].split(), cwd=tmp_path)
+    out = ok("fold", *(f"sample_models/{model.name}" for model in models), *shown[2].split())
     told = "".join(line[4:] + "\n" for line in shown[3].splitlines())
     noise = re.compile(r"[\d.]+ of 16 *")  # depends on the processor
     assert noise.sub("", out) == noise.sub("", told)
 
 
-def test_batch_norm_that_an_exporter_wrote_as_mul_and_add(tmp_path: Path) -> None:
+def test_batch_norm_that_an_exporter_wrote_as_mul_and_add(world: Path) -> None:
     proto = conv_bn()
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name in ("gamma", "beta"):
@@ -74,25 +90,25 @@ def test_batch_norm_that_an_exporter_wrote_as_mul_and_add(tmp_path: Path) -> Non
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (conv, mul, add, relu)]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    onnx.save(proto, tmp_path / "m.onnx")
-    out = ok("fold", "m.onnx", "--jobs", "1", "-o", "out", "--no-verify", cwd=tmp_path)
+    onnx.save(proto, world / "m.onnx")
+    out = ok("fold", "m.onnx", "--jobs", "1", "-o", "out", "--no-verify")
     assert out.startswith("ops 2 → 0     not checked     m.onnx → ")
 
 
 def test_the_same_bytes_as_of_one_model(world: Path) -> None:
-    ok("fold", "a.onnx", "-o", "one.onnx", "--skip", "nothing*", "--no-verify", "-q", cwd=world)
-    ok("fold", "a.onnx", "b.onnx", "-o", "out", "--skip", "nothing*", *QUICK, "-q", cwd=world)
+    ok("fold", "a.onnx", "-o", "one.onnx", "--skip", "nothing*", "--no-verify", "-q")
+    ok("fold", "a.onnx", "b.onnx", "-o", "out", "--skip", "nothing*", *QUICK, "-q")
     assert (world / "out" / "a.onnx").read_bytes() == (world / "one.onnx").read_bytes()
 
 
 def test_options_reach_every_model(world: Path) -> None:
-    out = ok("fold", "a.onnx", "b.onnx", "-o", "out", "--skip", "a", "--skip", "c", *QUICK, cwd=world)
+    out = ok("fold", "a.onnx", "b.onnx", "-o", "out", "--skip", "a", "--skip", "c", *QUICK)
     assert "2 models: 1 folded; 1 unchanged; BN 2 → 1" in out
     assert batch_norms(world / "out" / "a.onnx") == ["a"] and batch_norms(world / "out" / "b.onnx") == []
 
 
 def test_a_broken_model_does_not_stop_the_others(world: Path) -> None:
-    result = bnfold("fold", "a.onnx", "cut.onnx", "gone.onnx", "b.onnx", "-o", "out", *QUICK, cwd=world)
+    result = bnfold("fold", "a.onnx", "cut.onnx", "gone.onnx", "b.onnx", "-o", "out", *QUICK)
     assert result.returncode == 2
     cut, gone = result.stderr.splitlines()
     assert cut.startswith("bnfold: cut.onnx: is not an ONNX model") and gone == "bnfold: gone.onnx: no such file"
@@ -101,7 +117,7 @@ def test_a_broken_model_does_not_stop_the_others(world: Path) -> None:
 
 
 def test_json_of_many(world: Path) -> None:
-    result = bnfold("fold", "cut.onnx", "a.onnx", "-o", "out", *QUICK, "--json", cwd=world)
+    result = bnfold("fold", "cut.onnx", "a.onnx", "-o", "out", *QUICK, "--json")
     assert (result.returncode, result.stderr) == (2, "")
     data = json.loads(result.stdout)
     cut, a = data["models"]
@@ -113,27 +129,27 @@ def test_json_of_many(world: Path) -> None:
 
 
 def test_without_a_folder_each_lies_beside_its_model(world: Path) -> None:
-    ok("fold", "a.onnx", "b.onnx", *QUICK, "-q", cwd=world)
+    ok("fold", "a.onnx", "b.onnx", *QUICK, "-q")
     assert {"a.folded.onnx", "b.folded.onnx"} < files(world).keys()
-    ok("fold", "a.onnx", "b.onnx", "--in-place", *QUICK, "-q", cwd=world)
-    assert batch_norms(world / "a.onnx") == batch_norms(world / "b.onnx") == []
+    ok("fold", "a.onnx", "--in-place", *QUICK, "-q")
+    assert batch_norms(world / "a.onnx") == []
 
 
 @pytest.mark.parametrize("arguments", [("-o", "out/"), ("-o", "out", "--jobs", "1")], ids=["slash", "jobs"])
 def test_one_model_into_a_folder(world: Path, arguments: tuple[str, ...]) -> None:
     """What a pattern of the shell that matches one file comes to."""
-    assert "1 model: 1 folded; BN 1 → 0" in ok("fold", "a.onnx", "--no-verify", *arguments, cwd=world)
+    assert "1 model: 1 folded; BN 1 → 0" in ok("fold", "a.onnx", "--no-verify", *arguments)
     assert list(files(world / "out")) == ["a.onnx"]
 
 
 def test_dry_run_makes_no_folder(world: Path) -> None:
     before = sorted(world.iterdir())
-    assert "dry run: nothing was written" in ok("fold", "a.onnx", "b.onnx", "-o", "out", "--dry-run", *QUICK, cwd=world)
+    assert "dry run: nothing was written" in ok("fold", "a.onnx", "b.onnx", "-o", "out", "--dry-run", *QUICK)
     assert sorted(world.iterdir()) == before
 
 
 def test_a_folder_for_nothing_goes_again(world: Path) -> None:
-    assert bnfold("fold", "cut.onnx", "gone.onnx", "-o", "out", *QUICK, cwd=world).returncode == 2
+    assert bnfold("fold", "cut.onnx", "gone.onnx", "-o", "out", *QUICK).returncode == 2
     assert not (world / "out").exists()
 
 
@@ -153,9 +169,8 @@ def test_a_folder_for_nothing_goes_again(world: Path) -> None:
     ids=" ".join,
 )
 def test_what_is_wrong_with_the_command_is_told_before_any_work(
-    world: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    world: Path, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.chdir(world)
     (world / "sub").mkdir()
     for name in ("a.onnx", "b.onnx"):
         (world / "sub" / name).write_bytes((world / name).read_bytes())
@@ -168,19 +183,19 @@ def test_what_is_wrong_with_the_command_is_told_before_any_work(
 
 
 def test_inspect_of_many_and_its_check(world: Path) -> None:
-    assert "2 models; 1 with BN that a fold removes; BN 1 → 0" in ok("inspect", "a.onnx", "plain.onnx", cwd=world)
-    result = bnfold("inspect", "plain.onnx", "a.onnx", "--check", cwd=world)
+    result = bnfold("inspect", "plain.onnx", "a.onnx", "--check")
     assert (result.returncode, result.stderr) == (1, "")
+    assert result.stdout.endswith("2 models; 1 with BN that a fold removes; BN 1 → 0\n")
     assert [line[14:30].strip() for line in result.stdout.splitlines()[:2]] == ["fine", "a fold removes"]
-    assert bnfold("inspect", "a.onnx", "--check", cwd=world).returncode == 1
-    ok("inspect", "plain.onnx", "--check", cwd=world)
+    assert bnfold("inspect", "a.onnx", "--check").returncode == 1
+    ok("inspect", "plain.onnx", "--check")
 
 
 def test_check_is_content_with_what_no_fold_removes(world: Path) -> None:
     proto = conv_bn()
     proto.graph.node[1].attribute.extend([onnx.helper.make_attribute("training_mode", 1)])
     onnx.save(proto, world / "training.onnx")
-    out = ok("inspect", "training.onnx", "--check", "--jobs", "1", cwd=world)
+    out = ok("inspect", "training.onnx", "--check", "--jobs", "1")
     assert out.startswith("BN 1 → 1      fine            training.onnx\n")
 
 
@@ -191,7 +206,7 @@ def test_interrupted_between_models(tmp_path: Path, number: signal.Signals) -> N
     for name in names:
         (tmp_path / name).write_bytes(MODEL.read_bytes())
     child = subprocess.Popen(
-        [sys.executable, "-m", "bnfold", "fold", *names, "-o", "out", "--jobs", "2"],
+        [sys.executable, "-m", "bnfold", "fold", *names, "-o", "out", "--no-verify", "--jobs", "2"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=interruptible,  # noqa: PLW1509 (one thread)
     )  # fmt: skip
@@ -221,18 +236,17 @@ def test_hook_that_inspects(world: Path) -> None:
     entry, chosen = hook("bnfold-inspect")
     names = [name for name in files(world) if chosen.search(name) and name != "cut.onnx"]
     assert sorted(names) == ["a.onnx", "b.onnx", "plain.onnx"]
-    result = bnfold(*entry, *names, cwd=world)
+    result = bnfold(*entry, *names)
     assert result.returncode == 1 and "3 models; 2 with BN that a fold removes" in result.stdout
-    assert ok(*entry, "plain.onnx", cwd=world).startswith("BN none       fine")
 
 
 def test_hook_that_checks_a_certificate(world: Path) -> None:
     entry, _ = hook("bnfold-certificate")
-    ok("fold", "a.onnx", "-q", "--no-verify", cwd=world)
-    ok("verify", "a.onnx", "a.folded.onnx", "--certificate", "a.json", "-q", cwd=world)
-    ok(*entry, "a.json", cwd=world)
+    ok("fold", "a.onnx", "-q", "--no-verify")
+    ok("verify", "a.onnx", "a.folded.onnx", "--certificate", "a.json", "-q")
+    ok(*entry, "a.json")
     (world / "a.folded.onnx").write_bytes((world / "b.onnx").read_bytes())
-    result = bnfold(*entry, "a.json", cwd=world)
+    result = bnfold(*entry, "a.json")
     assert result.returncode == 1 and "is not the file that was certified" in result.stderr
 
 
@@ -296,3 +310,25 @@ def test_threads_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BNFOLD_THREADS", "many")
     with pytest.raises(UsageError, match="BNFOLD_THREADS is a number of threads, not 'many'"):
         runtime.threads()
+
+
+def test_none_is_started_once_they_were_stopped() -> None:
+    children = many._Children({})
+    children.stop()
+    assert children.run(["fold", "m.onnx"]) == many.Outcome(130, None, "interrupted")
+
+
+@pytest.mark.parametrize(
+    ("verb", "own"),
+    [("fold", {"models", "jobs", "output", "json", "quiet", "verbose"}), ("inspect", {"models", "jobs", "json"})],
+)
+def test_every_option_reaches_the_processes(verb: str, own: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one has to be handed on, or to be refused for several models and named here."""
+    run = importlib.import_module(f"bnfold.cli.{verb}").run
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(many, "words", lambda **options: seen.update(options))
+    monkeypatch.setattr(batch, verb, lambda *_, **__: 0)
+    names = inspect.signature(run).parameters.keys()
+    known = {"models": ["m.onnx"], "jobs": 1, "output": None, "verify": "usual", "kept": "reduce"}
+    run(**{name: known.get(name, False) for name in names})
+    assert seen.keys() == names - own

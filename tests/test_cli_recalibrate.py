@@ -323,6 +323,40 @@ def test_not_a_number_is_named_with_its_sample(model: Path) -> None:
     assert model.read_bytes() == MODEL.read_bytes()
 
 
+USERS = """
+import sys
+import numpy as np
+def fails():
+    yield np.zeros((64, 1, 8, 8), np.float32)
+    raise KeyError("label")  # of the user
+def leaves():
+    yield np.zeros((64, 1, 8, 8), np.float32)
+    sys.exit(0)  # of the user
+def judges(session):
+    return 1 / 0  # of the user
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "user.py:fails"), "user.py:fails: sample 64: raised KeyError: 'label'; --traceback shows where"),
+        (("--data", "user.py:leaves"), "user.py:leaves: sample 64: raised SystemExit: 0; --traceback shows where"),
+        (("--data", CALIB, "--metric", "user.py:judges"), "m.onnx: the metric raised ZeroDivisionError: division by"),
+    ],
+    ids=["data", "exit", "metric"],
+)
+def test_code_of_the_user_that_fails(model: Path, arguments: tuple[str, ...], message: str) -> None:
+    """Told as the user's, in a line; with --traceback the place in the user's file."""
+    model.with_name("user.py").write_text(USERS)
+    result = bnfold("recalibrate", "m.onnx", *arguments, "--traceback", cwd=model.parent)
+    assert (result.returncode, result.stdout) == (2, "")
+    *trace, last = result.stderr.splitlines()
+    assert last.startswith(f"bnfold: {message}") and "internal error" not in result.stderr
+    assert any(line.endswith("# of the user") for line in trace)
+    assert sorted(files(model.parent)) == ["m.onnx", "user.py"]
+
+
 def test_labels_of_another_problem(model: Path, tmp_path: Path) -> None:
     x = np.load(DIGITS)["calib_x"]
     np.savez(tmp_path / "d.npz", x=x, y=np.arange(len(x)))

@@ -1,4 +1,4 @@
-"""Constants of a written-out activation stay with it, so that a runtime knows it again; and BN that stay BN."""
+"""Constants of a written-out activation stay with it, so that a runtime knows it again."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from command import bnfold as command
-from command import ok, refused
 from onnx import ModelProto
 from oracle import assert_same_function
 from probe_text import Probe
 from test_merge import folded
-
-import bnfold
-from bnfold.errors import UsageError
 
 CONV = "h = Conv(x, w[4,3,1,1], b[4]); "
 BEHIND = "y = Conv(g, v[4,4,1,1])"
@@ -75,33 +70,3 @@ def test_onnxruntime_fuses_what_is_left(tmp_path: Path) -> None:
     options.log_severity_level = 4
     onnxruntime.InferenceSession(folded(model)[0].SerializeToString(), options, providers=["CPUExecutionProvider"])
     assert "Gelu" in {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
-
-
-# -- --kept -------------------------------------------------------------------------------------------------
-
-PADDED = Probe(
-    "kept", "",
-    "x[N,4,6,6] -> y | c = Conv(x, v[4,4,1,1]); r = Relu(c); n = BN4(r); y = Conv<pads=[1,1,1,1]>(n, w[4,4,3,3])",
-)  # fmt: skip
-
-
-def test_kept_or_reduced() -> None:
-    model = PADDED.model()
-    reduced, kept = folded(model), folded(model, kept="keep")
-    for (result, report), op in ((reduced, "Add"), (kept, "BatchNormalization")):
-        assert_same_function(model, result, PADDED.batches())
-        assert [node.op_type for node in result.graph.node] == ["Conv", "Relu", op, "Conv"]
-        assert report.after.per_channel_ops == 1
-    (entry,) = kept[1].kept
-    assert entry.reason == "shift-in-the-way"
-    assert kept[0] == model
-
-
-def test_kept_of_the_command(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    onnx.save(PADDED.model(), path)
-    assert "\nBN       1 → 0, 1 of them to an Add or a Mul\n" in ok("fold", path, "--dry-run")
-    assert "\nBN       1 → 1\n" in ok("fold", path, "--dry-run", "--kept", "keep")
-    refused(command("fold", path, "--kept", "affine"), "--kept is 'reduce' or 'keep', not 'affine'")
-    with pytest.raises(UsageError, match="kept is 'reduce' or 'keep', not 'all'"):
-        bnfold.fold(path, kept="all")  # type: ignore[arg-type]

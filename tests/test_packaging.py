@@ -34,7 +34,8 @@ def test_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     library = {path.relative_to(ROOT).as_posix() for path in (ROOT / "bnfold").rglob("*.py")}
     command = {"bnfold/cli/" + path.relative_to(ROOT / "cli").as_posix() for path in (ROOT / "cli").rglob("*.py")}
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == library | command | {"bnfold/py.typed", "bnfold/schema.json"}
+    data = {"bnfold/py.typed", "bnfold/schema.json", "bnfold/page/page.css", "bnfold/page/page.js"}
+    assert names == library | command | data
 
 
 def test_wheel_runs(wheel: Path, tmp_path: Path) -> None:
@@ -48,3 +49,17 @@ def test_wheel_runs(wheel: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert __version__ in result.stdout
+
+
+def test_version_stands_in_one_place() -> None:
+    """What else names it is the changelog, whose sections are releases, and results that were printed once."""
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    code = (path for folder in ("bnfold", "cli") for path in (ROOT / folder).rglob("*.py"))
+    places = [ROOT / "pyproject.toml", ROOT / "CITATION.cff", *code]
+    assert [path.name for path in places if f'"{__version__}"' in path.read_text("utf-8")] == ["_version.py"]
+
+
+def test_citation_names_the_paper() -> None:
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    wanted = {"cff-version: 1.2.0", "  - name: bnfold contributors", "      - family-names: Ioffe", "    year: 2015"}
+    assert wanted <= set(citation.splitlines())

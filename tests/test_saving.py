@@ -212,11 +212,14 @@ def test_permissions(tmp_path: Path) -> None:
         write(tmp_path / "old.onnx").chmod(0o604)
         save(model, tmp_path / "old.onnx", overwrite=True)
         save(model, tmp_path / "like.onnx", keep_mode_of=tmp_path / "old.onnx")
+        os.umask(0)
+        save(model, tmp_path / "open.onnx")
     finally:
         os.umask(old)
     assert (mode("new.onnx"), mode("new.onnx.data")) == (0o640, 0o640)
     assert (mode("old.onnx"), mode("old.onnx.data")) == (0o604, 0o604), "weights are no less private than the model"
     assert mode("like.onnx") == 0o604
+    assert mode("open.onnx") == 0o666
 
 
 def test_an_input_that_changes_meanwhile(tmp_path: Path) -> None:

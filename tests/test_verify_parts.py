@@ -9,16 +9,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import REPO
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import ModelProto
 from onnx.parser import parse_model
 
 from bnfold.model_file import load
+from bnfold.verify import pairing, sides
 from bnfold.verify.criterion import LESS_EXACT, Tally, regressed, unlike
 from bnfold.verify.examine import Batches, examine
 from bnfold.verify.inputs import drawn
-from bnfold.verify.large import parted
-from bnfold.verify.pairing import LAYOUTS, NEAR, Pair, pair_coordinates, pair_values, sketch
+from bnfold.verify.large import Model, parted
+from bnfold.verify.pairing import CANDIDATES, LAYOUTS, NEAR, Pair, pair_coordinates, pair_values, sketch
 from bnfold.verify.prepare import moved, prepare, weights
+from bnfold.verify.runtime import CUT, Runner, cut_model
 from bnfold.verify.sides import Side
 from bnfold.verify.signature import compare_signatures, pinned
 
@@ -182,6 +186,51 @@ def test_a_verdict_in_windows_is_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     parts = examine(model, model, outputs, batches, 0)
     assert [segment.pair for segment, _ in parts.segments] == [segment.pair for segment, _ in whole.segments]
     assert parts.worst == pytest.approx(whole.worst, abs=1e-3)
+
+
+def test_windows_of_few_values_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model is computed and measured part by part, however little memory that takes."""
+    model, feeds = side(MODEL)
+    batches, outputs = Batches([feeds], {name: name for name in feeds}), {"logits": "logits"}
+    whole = examine(model, model, outputs, batches, 0)
+    assert len(model.windows(model.floats)) == 1
+    monkeypatch.setattr(sides, "MOST_VALUES", 4)
+    assert max(map(len, model.windows(model.floats))) == 4
+    parts = examine(model, model, outputs, batches, 0)
+    assert [segment.pair for segment, _ in parts.segments] == [segment.pair for segment, _ in whole.segments]
+    assert parts.worst == pytest.approx(whole.worst, abs=1e-3)
+
+
+def test_a_cut_leaves_a_bodys_own_values_alone() -> None:
+    """The branches call a value of their own as the main graph calls what the If makes, which is cut."""
+    proto = parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[3] x, bool yes) => (float[3] z) {
+            c = Relu (x)
+            y = If (yes) <
+                then_branch = t () => (float[3] r) { y = Exp (c)  r = Neg (y) },
+                else_branch = e () => (float[3] y) { y = Add (c, c) }
+            >
+            z = If (yes) <
+                then_branch = a () => (float[3] s) { s = Exp (y) },
+                else_branch = b () => (float[3] s) { s = Add (y, c) }
+            >
+        }""")
+    whole = Model(proto, {})
+    part = cut_model(whole, {"y": 1}, ["y", "z"], (), {"y": [3]})
+    for yes in (True, False):
+        feeds = {"x": np.array([1, -2, 3], np.float32), "yes": np.array(yes)}
+        expected = Runner(whole, ["y", "z"]).run(feeds)
+        found = Runner(part, ["y", "z"]).run(feeds | {f"{CUT}y": expected["y"]})
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+        assert not np.array_equal(Runner(part, ["z"]).run(feeds | {f"{CUT}y": expected["y"] + 1})["z"], expected["z"])
+
+
+@given(st.lists(st.integers(0, 6), max_size=40))
+def test_the_smallest_are_those_of_a_stable_sort(numbers: list[int]) -> None:
+    values = np.array(numbers, np.float64)
+    expected = np.argsort(values, kind="stable")[:CANDIDATES]
+    assert pairing._smallest(values)[:CANDIDATES].tolist() == expected.tolist()
 
 
 # -- signatures -------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
 from onnx import ModelProto
@@ -23,12 +22,13 @@ from onnx import ModelProto
 from bnfold.errors import quoted
 from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
+from bnfold.fold.kept import Kept
 from bnfold.fold.merge import Merging, Spoiled, merge_model
 from bnfold.fold.norms import needless_adds, offer_norms
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
-from bnfold.fold.quantised import only_scales, row_factors
+from bnfold.fold.requantise import only_scales, row_factors
 from bnfold.fold.rewrite import Requantised, Rewrite, rewrite
 from bnfold.fold.ties import Ties, tie_scope
 from bnfold.graph import Graph, Node, Scope
@@ -48,7 +48,7 @@ class Options:
         skip: patterns of node names that stay untouched.
         keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
         merge: whether parallel branches become one node.
-        kept: what becomes of a BN that can't go whole: 'reduce' it to an Add or Mul where that much can go, 'keep' it.
+        kept: what becomes of a BN that can't go whole (`bnfold.fold.kept`).
         norms: whether the scale and bias of LayerNormalization and its kin are folded, too.
         largest_shift: by how many times its usual size a value that several read may be shifted.
     """
@@ -57,7 +57,7 @@ class Options:
     skip: Sequence[str] = ()
     keep_overridable: bool = False
     merge: bool = True
-    kept: Literal["reduce", "keep"] = "reduce"
+    kept: Kept = "auto"
     norms: bool = False
     largest_shift: float = LARGEST_SHIFT
 
@@ -117,10 +117,10 @@ def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) 
         ties = Ties(scope, shapes, shapes.constants(scope), options.chosen)
         ties.barred.update({node: (refusal.code, refusal.sentence) for node, refusal in stay.items()})
         tie_scope(ties)
-        decision = accept(ties, reduce=options.kept == "reduce")
+        decision = accept(ties, options.kept)
         if options.norms:
             offer_norms(ties, decision)
-        plan = make_plan(ties, decision)
+        plan = make_plan(ties, decision, write_out=options.kept == "affine")
         found = objections(plan, options.largest_shift) or needless_adds(plan, without)
         if not found:
             return plan

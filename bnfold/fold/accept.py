@@ -10,17 +10,23 @@ only one linear node feeds never compete: they became part of it when its ties w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
+from bnfold.fold.kept import Kept, blocked_values, stays_blocked
 from bnfold.fold.ties import FIXED, OUTPUT, Affine, Limit, Linear, Ties
 from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
 BOTH, SCALE, SHIFT = "both", "scale", "shift"  # what of an op goes
+
+_SLOWER = {
+    SCALE: "; its scale alone could go (--kept reduce), but ONNX Runtime is slower with the Add that this leaves",
+    SHIFT: "; its shift alone could go (--kept reduce), but ONNX Runtime is slower with the Mul that this leaves",
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,12 @@ class Decision:
     norms_refused: dict[Linear, Refusal] = field(default_factory=dict)  # also where a part of it goes
 
 
-def accept(ties: Ties, reduce: bool = True) -> Decision:
+def accept(ties: Ties, kept: Kept = "reduce") -> Decision:
     """Decide on all affine ops of the scope; the solver is left in the state of the decision.
 
     Args:
         ties: all ties of the scope.
-        reduce: whether a BN that can't go whole may go in part.
+        kept: what becomes of a BN that can't go whole.
     """
     ops = ties.affines
     trial = _Run(ties)
@@ -65,7 +71,7 @@ def accept(ties: Ties, reduce: bool = True) -> Decision:
             trial.undo()
         trial = _Run(ties)
         trial.offer_all(_best_order(regions, orders, outcomes))
-    trial.offer_parts(reduce)
+    trial.offer_parts(kept)
     return trial.decision
 
 
@@ -82,7 +88,7 @@ def _best_order(regions: dict[Affine, int], orders: list[list[Affine]], outcomes
 
 def _worth(op: Affine) -> int:
     """How many ops it leaves if it stays: a chain with a BN becomes one BN."""
-    return 1 if any(node.op == "BatchNormalization" for node in op.nodes) else sum(op.absorbs)
+    return 1 if op.is_norm else sum(op.absorbs)
 
 
 def _regions(ties: Ties) -> dict[Affine, int]:
@@ -137,19 +143,28 @@ class _Run:
             else:
                 self.decision.refused[op] = refusal
 
-    def offer_parts(self, reduce: bool) -> None:
+    def offer_parts(self, kept: Kept) -> None:
         """Where not both can go, the scale alone may (then an Add is left), or the shift (then a Mul is left)."""
+        blocked = blocked_values(self.ties.scope) if kept == "auto" and self.decision.refused else set()
         for op in list(self.decision.refused):
-            if not reduce and any(node.op == "BatchNormalization" for node in op.nodes):
-                continue
             if op.nodes[0] in self.ties.barred or (op.a == 0).any() or op.nodes[0].opset < 7:
                 continue
-            if not any(op.absorbs) or not _worth_a_part(op):
+            if not any(op.absorbs) or not _worth_a_part(op) or (op.is_norm and kept == "keep"):
                 continue
-            for part in (SCALE, SHIFT):
-                if self._offer(op, part) is None:
-                    self.decision.accepted[op] = part
-                    break
+            marks = self.ties.scale.mark(), self.ties.shift.mark()
+            part = next((part for part in (SCALE, SHIFT) if self._offer(op, part) is None), None)
+            if part is not None and stays_blocked(op, blocked):
+                self._retract(marks)
+                refusal = self.decision.refused[op]
+                self.decision.refused[op] = replace(refusal, sentence=refusal.sentence + _SLOWER[part])
+            elif part is not None:
+                self.decision.accepted[op] = part
+
+    def _retract(self, marks: tuple[int, int]) -> None:
+        """Leave no trace of the last offer, which was accepted."""
+        self.ties.scale.rollback(marks[0])
+        self.ties.shift.rollback(marks[1])
+        self.ties.sums.undo(self._logs.pop())
 
     def _offer(self, op: Affine, part: str) -> Refusal | None:
         ties = self.ties
@@ -205,7 +220,7 @@ def _worth_a_part(op: Affine) -> bool:
 def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     """A refusal in words: what is in the way in front of the op, and behind it."""
     own = {node.index for node in op.nodes}
-    limit = _limit(ties, op, conflict, _obstacle_of(ties, own, conflict), system)
+    limit = _limit(ties, op, conflict, next(iter(_obstacles(ties, own, conflict)), None), system)
     if limit is not None:
         name = f"{limit.node.op} {quoted(limit.node.name)}"
         return Refusal(limit.code, limit.node.name, f"{name} can't take it in: {limit.sentence}")
@@ -238,26 +253,32 @@ def _limit(ties: Ties, op: Affine, conflict: Conflict, obstacle: Node | None, sy
 
 def in_the_way(ties: Ties, own: set[int], conflict: Conflict, system: str) -> Refusal:
     """What a conflict ran into behind nodes of these numbers."""
-    obstacle = _obstacle_of(ties, own, conflict)
-    if obstacle is not None:
-        return _refusal(ties, obstacle, conflict, system)
+    obstacles = _obstacles(ties, own, conflict)
+    if obstacles:
+        return _refusal(ties, obstacles, conflict, system)
     if OUTPUT in conflict.tags:
         return Refusal("graph-output", None, "what would change is seen outside: an output, or a body that reads it")
     return Refusal("fixed", None, "the values around it are fixed")
 
 
-def _obstacle_of(ties: Ties, own: set[int], conflict: Conflict) -> Node | None:
-    """The node that made known what a conflict ran into, unless it is one of these numbers."""
-    return next((ties.node_of(tag) for tag in conflict.tags if tag >= 0 and tag not in own), None)
+def _obstacles(ties: Ties, own: set[int], conflict: Conflict) -> list[Node]:
+    """The nodes that made known what a conflict ran into, but for these numbers."""
+    tags = [tag for tag in dict.fromkeys(conflict.tags) if tag >= 0 and tag not in own]
+    return [node for tag in tags if (node := ties.node_of(tag)) is not None]
 
 
-def _refusal(ties: Ties, obstacle: Node, conflict: Conflict, system: str) -> Refusal:
+def _refusal(ties: Ties, obstacles: list[Node], conflict: Conflict, system: str) -> Refusal:
+    """The refusal for what has made both sides of the op known: padding first, since only the shift runs into it."""
+    padded = {row.node for row in ties.linears} if system == "shift" else set()
+    obstacle, *others = sorted(obstacles, key=lambda node: node not in padded)
     name = f"{obstacle.op} {quoted(obstacle.name)}"
     if conflict.kind == "sign":
         sentence = f"{name} lets only positive scales through, {conflict.count} channels need a negative one"
         return Refusal("sign", obstacle.name, sentence)
     if obstacle.op == "BatchNormalization" or any(obstacle in other.nodes for other in ties.affines):
         return Refusal(f"two-{system}s", obstacle.name, f"{name} already asks for another {system} of the same value")
-    if system == "shift" and any(row.node is obstacle for row in ties.linears):
-        return Refusal("zero-padding", obstacle.name, f"{name} pads with zeros: a shift would be wrong at the border")
-    return Refusal(f"{system}-in-the-way", obstacle.name, f"no such {system} passes {name}")
+    besides = f"; nor does one pass {others[0].op} {quoted(others[0].name)}" if others else ""
+    if obstacle in padded:
+        sentence = f"{name} pads with zeros: a shift would be wrong at the border{besides}"
+        return Refusal("zero-padding", obstacle.name, sentence)
+    return Refusal(f"{system}-in-the-way", obstacle.name, f"no such {system} passes {name}{besides}")

@@ -59,11 +59,14 @@ def _entry(plan: Plan, node: Node, outcome: str, route: str, into: tuple[str, ..
 def _affine_entry(plan: Plan, edit: AffineEdit, node: Node, takers: dict[tuple[str, int], list[str]]) -> Entry:
     refusal = plan.decision.refused.get(edit.op)
     left = edit.ops_left
-    if edit.left in ("same", "all") and refusal is not None:
-        if node.op == "BatchNormalization" and "BatchNormalization" in left:
-            first = next(n for n in edit.op.nodes if n.op == "BatchNormalization")
-            if node is not first:
-                return _entry(plan, node, "folded", "backward", (first.name,))
+    if edit.left in ("same", "all", "affine") and refusal is not None:
+        first = next((n for n in edit.op.nodes if n.op == "BatchNormalization"), node)
+        if node is not first and ("BatchNormalization" in left or edit.left == "affine"):
+            return _entry(plan, node, "folded", "backward", (first.name,))
+        if edit.left == "affine":
+            what = " and ".join(f"{'an' if op.startswith('A') else 'a'} {op}" for op in left)
+            sentence = f"written as {what}: {refusal.sentence}"
+            return Entry(node.name, node.op, plan.scope.label, "reduced", sentence=sentence)
         return Entry(
             node.name, node.op, plan.scope.label, "kept", reason=refusal.code, obstacle=refusal.obstacle,
             sentence=refusal.sentence,
@@ -118,7 +121,7 @@ def _takers(plan: Plan) -> dict[tuple[str, int], list[str]]:
         if (step.factor != 1).any():
             enter(step.step.held, step.step.node.name)
     for affine in plan.affines:
-        if affine.left == "all":
+        if affine.left in ("all", "affine"):
             enter(plan.ties.of(affine.op.source), affine.op.nodes[0].name)
             enter(plan.ties.of(affine.op.target), affine.op.nodes[0].name)
     return takers

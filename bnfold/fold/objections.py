@@ -5,11 +5,15 @@ They cost more ops than they save, or their removal would have values stored whe
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from bnfold.errors import quoted
 from bnfold.fold.accept import BOTH, Refusal
 from bnfold.fold.account import class_keys
+from bnfold.fold.kept import MUL_ADD_RANGE
+from bnfold.fold.parameters import Unrepresentable, last_digit, stored, type_of
 from bnfold.fold.plan import Plan
 from bnfold.fold.ties import Affine, Coordinates, Ties
 from bnfold.fold.union_find import Floats
@@ -25,8 +29,8 @@ LARGEST_SHIFT = 8.0
 
 
 def objections(plan: Plan, largest_shift: float = LARGEST_SHIFT) -> dict[Node, Refusal]:
-    """Ops that should stay after all: more Adds than removed ops, or values that their type would store badly."""
-    return _too_many_adds(plan) | _out_of_range(plan) | _drowned(plan, largest_shift)
+    """Ops that should stay after all: more Adds than removed ops, or numbers that their type would store badly."""
+    return _too_many_adds(plan) | _out_of_range(plan) | _drowned(plan, largest_shift) | _unwritable(plan)
 
 
 def _too_many_adds(plan: Plan) -> dict[Node, Refusal]:
@@ -168,7 +172,7 @@ def _out_of_range(plan: Plan) -> dict[Node, Refusal]:
         return {}
     found: dict[Node, Refusal] = {}
     for edit in plan.affines:
-        if edit.left in ("same", "all"):
+        if edit.left in ("same", "all", "affine"):
             continue
         scales = np.abs(np.concatenate([np.ravel(edit.source[0]), np.ravel(edit.target[0])]))
         if scales.max() > FLOAT16_SPREAD or scales.min() < 1 / FLOAT16_SPREAD:
@@ -176,4 +180,20 @@ def _out_of_range(plan: Plan) -> dict[Node, Refusal]:
                 "float16-range", None,
                 f"values would be stored {scales.max():.3g} times as large: float16 has no room for that",
             )  # fmt: skip
+    return found
+
+
+def _unwritable(plan: Plan) -> dict[Node, Refusal]:
+    """BN that can't become a Mul and an Add, since the type of their input doesn't hold the constants."""
+    found: dict[Node, Refusal] = {}
+    for edit in plan.affines:
+        if edit.left != "affine":
+            continue
+        dtype, node = type_of(plan.ties, edit.op), edit.op.nodes[0]
+        try:
+            for constant in (edit.a, edit.b):
+                stored(constant, dtype, node, partial(last_digit, edit.b, dtype))
+        except Unrepresentable:
+            sentence = f"as a Mul and an Add its constants would overflow or underflow {np.dtype(dtype).name}"
+            found[node] = Refusal(MUL_ADD_RANGE, None, sentence)
     return found

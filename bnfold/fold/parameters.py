@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import helper
 
 from bnfold.constants import Array, finfo, unit_roundoff
-from bnfold.fold.ties import Linear
+from bnfold.fold.ties import Affine, Linear, Ties
 from bnfold.fold.union_find import RESIDUE, Floats
 from bnfold.graph import Node
 
@@ -64,6 +65,20 @@ def stored(values: Floats, dtype: Any, node: Node, noise: Callable[[], Any]) -> 
         if small.any() and (lost > np.broadcast_to(noise(), values.shape)[small]).any():
             raise Unrepresentable(node, f"a weight or bias would underflow {np.dtype(dtype).name}")
     return result
+
+
+def last_digit(values: Floats, dtype: Any) -> float:
+    """A last digit of the largest value."""
+    return unit_roundoff(dtype) * float(np.abs(values).max())
+
+
+def type_of(ties: Ties, op: Affine) -> Any:
+    """The element type of the op's input; its own constants have it too, except beside a mixed-precision BN."""
+    element_type = ties.shapes.element_type(ties.scope, op.source) if op.is_norm else 0
+    if element_type:
+        return helper.tensor_dtype_to_np_dtype(element_type)
+    arrays = (ties.array(value) for node in op.nodes for value in node.inputs[:2])
+    return next(array.dtype for array in arrays if array is not None)
 
 
 def spread(linear: Linear, vector: Floats, axes: tuple[int, ...]) -> Floats:

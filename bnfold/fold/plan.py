@@ -12,6 +12,7 @@ import numpy as np
 from bnfold.constants import unit_roundoff
 from bnfold.fold.accept import BOTH, SCALE, SHIFT, Decision
 from bnfold.fold.dead import Dead, DeadColumns, DeadRows
+from bnfold.fold.kept import MUL_ADD_RANGE
 from bnfold.fold.parameters import shifted
 from bnfold.fold.roots import choose_roots, rows_of
 from bnfold.fold.ties import Affine, Coordinates, Linear, Step, Ties
@@ -89,7 +90,7 @@ class AffineEdit:
     """What becomes of an affine op: y' = a * x' + b in the new coordinates.
 
     left: '' if it is removed, 'Add' or 'Mul' if that much is left of it, 'all' if it stays with new parameters,
-    'same' if it stays untouched.
+    'affine' if it is a BN that is written as Mul and Add, 'same' if it stays untouched.
     """
 
     op: Affine
@@ -104,8 +105,10 @@ class AffineEdit:
         """The ops that stand for this one afterwards, in order."""
         if self.left in ("", "Add", "Mul"):
             return (self.left,) if self.left else ()
-        if self.left == "same" or any(node.op == "BatchNormalization" for node in self.op.nodes):
-            return tuple(node.op for node in self.op.nodes) if self.left == "same" else ("BatchNormalization",)
+        if self.left == "same":
+            return tuple(node.op for node in self.op.nodes)
+        if self.left == "all" and self.op.is_norm:
+            return ("BatchNormalization",)
         if (self.a == -1).all() and self.b.any():
             return ("Sub",)  # b - x
         return tuple(op for op, needed in (("Mul", (self.a != 1).any()), ("Add", self.b.any())) if needed)
@@ -133,15 +136,21 @@ class Plan:
     ties: Ties = field(repr=False)
 
 
-def make_plan(ties: Ties, decision: Decision) -> Plan:
-    """Choose all roots, then read off every edit."""
+def make_plan(ties: Ties, decision: Decision, write_out: bool = False) -> Plan:
+    """Choose all roots, then read off every edit.
+
+    Args:
+        ties: of the scope.
+        decision: which ops go.
+        write_out: whether a BN that stays becomes a Mul and an Add.
+    """
     choose_roots(ties, decision)
     values = _Values(ties)
     dead = [entry for entries in decision.dead.values() for entry in entries]
     return Plan(
         scope=ties.scope,
         linears=tuple(_linear_edit(values, ties, linear, dead) for linear in ties.linears),
-        affines=tuple(_affine_edit(values, ties, op, decision) for op in ties.affines),
+        affines=tuple(_affine_edit(values, ties, op, decision, write_out) for op in ties.affines),
         steps=tuple(StepEdit(step, values.factor(step)) for step in ties.steps),
         maps={value.name: values.map(held) for value, held in ties.coordinates.items()},
         arbitrary=frozenset(_arbitrary(decision)),
@@ -200,7 +209,7 @@ def _linear_edit(values: _Values, ties: Ties, linear: Linear, dead: list[Dead]) 
     )
 
 
-def _affine_edit(values: _Values, ties: Ties, op: Affine, decision: Decision) -> AffineEdit:
+def _affine_edit(values: _Values, ties: Ties, op: Affine, decision: Decision, write_out: bool) -> AffineEdit:
     (s_x, t_x), (s_y, t_y) = (values.map(ties.of(value)) for value in (op.source, op.target))
     # y' = s_y (a (x' / s_x - t_x) + b + t_y)
     a = s_y * op.a / s_x
@@ -212,6 +221,8 @@ def _affine_edit(values: _Values, ties: Ties, op: Affine, decision: Decision) ->
     left = {BOTH: "", SCALE: "Add", SHIFT: "Mul", None: "all"}[mode]
     if left == "Mul" and np.abs(a - 1).max() < _unit(ties, op):
         left = ""  # it would be stored as 1
+    if left == "all" and write_out and op.is_norm and ties.barred.get(op.nodes[0], ("",))[0] != MUL_ADD_RANGE:
+        return AffineEdit(op, "affine", a, b, (s_x, t_x), (s_y, t_y))
     edit = AffineEdit(op, left, a, b, (s_x, t_x), (s_y, t_y))
     still = all((part == start).all() for part, start in ((s_x, 1), (t_x, 0), (s_y, 1), (t_y, 0)))
     if mode is None and still and len(edit.ops_left) >= len(op.nodes):

@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from bnfold.constants import Array, unit_roundoff
 from bnfold.fold.ops.affine import epsilon_of
-from bnfold.fold.parameters import new_bias, shifted, spread, stored, weight_blocks
+from bnfold.fold.parameters import last_digit, new_bias, shifted, spread, stored, type_of, weight_blocks
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan, StepEdit
-from bnfold.fold.quantised import Changes, Quantised, bias_changes, stays_integer, weight_changes
+from bnfold.fold.quantised import Quantised
+from bnfold.fold.requantise import Changes, bias_changes, stays_integer, weight_changes
 from bnfold.fold.union_find import Floats
 from bnfold.fold.wiring import Wiring, freeze, own_producer, read_names, relied_on, remove_beta, set_axis, sweep
 from bnfold.graph import Graph, Node, Scope, Value
@@ -231,11 +232,16 @@ def _affine_requests(plan: Plan, edit: AffineEdit) -> Iterable[_Request]:
     for role in edit.ops_left:
         exact = edit.a if role == "Mul" else edit.b  # also of b - x
         node = edit.op.nodes[-1]
-        dtype = _type_of(plan, edit)
-        content = stored(exact, dtype, node, partial(_largest, edit.b, dtype))
+        dtype = type_of(plan.ties, edit.op)
+        if norm is not None:
+            exact = _written_out(plan, edit, norm, exact)
+        noise = partial(last_digit, edit.b, dtype)
+        content = stored(exact, dtype, node, noise)
         ops = (role, {"Mul": "Div", "Add": "Sub"}.get(role))
         name = next((n.name for n in edit.op.nodes if n.op in ops), node.name)
-        yield _Request(node, -1, edit, role, None, content.tobytes(), content.shape, content, dtype, f"{name}.{role}")
+        yield _Request(
+            node, -1, edit, role, None, content.tobytes(), content.shape, content, dtype, f"{name}.{role}", None, noise
+        )
 
 
 def _step_requests(plan: Plan, edit: StepEdit) -> Iterable[_Request]:
@@ -256,17 +262,7 @@ def _norm_requests(plan: Plan, edit: AffineEdit, norm: Node) -> Iterable[_Reques
     arrays = [plan.ties.array(norm.input(k)) for k in range(1, 5)]
     gamma, _, mean, variance = (np.asarray(array, np.float64) for array in arrays)
     shape = gamma.shape
-
-    def channels(values: Floats) -> Floats:
-        # Along other axes the ties have made them even.
-        rank = edit.op.a.ndim
-        values = values.reshape((1,) * (rank - values.ndim) + values.shape[max(values.ndim - rank, 0) :])
-        one = slice(0, 1)
-        values = values[tuple(slice(None) if 0 < axis <= len(shape) else one for axis in range(rank))]
-        return np.broadcast_to(values, (1, *shape, *(1,) * (rank - 1 - len(shape)))).reshape(shape)
-
-    a, b = channels(edit.a), channels(edit.b)
-    scale, shift = (channels(part) for part in edit.source)
+    a, b, scale, shift = (_channels(edit, shape, part) for part in (edit.a, edit.b, *edit.source))
     new_mean = scale * (mean + shift)
     contents = {
         1: ("scale", a * np.sqrt(variance + epsilon_of(norm))),
@@ -280,23 +276,25 @@ def _norm_requests(plan: Plan, edit: AffineEdit, norm: Node) -> Iterable[_Reques
         assert value is not None
         if np.array_equal(exact, np.asarray(old, np.float64)) and last is norm:
             continue
-        content = stored(exact, old.dtype, norm, partial(_largest, exact, old.dtype))
+        content = stored(exact, old.dtype, norm, partial(last_digit, exact, old.dtype))
         yield _Request(last, index, edit, role, value, content.tobytes(), shape, content, old.dtype, value.name)
 
 
-def _largest(exact: Floats, dtype: Any) -> float:
-    return unit_roundoff(dtype) * float(np.abs(exact).max())
+def _channels(edit: AffineEdit, shape: tuple[int, ...], values: Floats) -> Floats:
+    """Values of a BN's channels in the shape of its parameters; along other axes the ties have made them even."""
+    rank = edit.op.a.ndim
+    values = values.reshape((1,) * (rank - values.ndim) + values.shape[max(values.ndim - rank, 0) :])
+    one = slice(0, 1)
+    values = values[tuple(slice(None) if 0 < axis <= len(shape) else one for axis in range(rank))]
+    return np.broadcast_to(values, (1, *shape, *(1,) * (rank - 1 - len(shape)))).reshape(shape)
 
 
-def _type_of(plan: Plan, edit: AffineEdit) -> Any:
-    """The element type of the op's input; its own constants have it too, except beside a mixed-precision BN."""
-    element_type = 0
-    if any(node.op == "BatchNormalization" for node in edit.op.nodes):
-        element_type = plan.ties.shapes.element_type(plan.scope, edit.op.source)
-    if element_type:
-        return helper.tensor_dtype_to_np_dtype(element_type)
-    arrays = (plan.ties.array(value) for node in edit.op.nodes for value in node.inputs[:2])
-    return next(array.dtype for array in arrays if array is not None)
+def _written_out(plan: Plan, edit: AffineEdit, norm: Node, values: Floats) -> Floats:
+    """A constant of a Mul or Add that a BN becomes: (1, C, 1, 1), or (C,) before opset 7 (attributes align it)."""
+    gamma = plan.ties.array(norm.input(1))
+    assert gamma is not None
+    values = _channels(edit, gamma.shape, values)
+    return values if norm.opset < 7 else values.reshape((1, *gamma.shape, *(1,) * (edit.op.a.ndim - 1 - gamma.ndim)))
 
 
 class _Store:

@@ -79,10 +79,14 @@ class Affine:
     steps: tuple[tuple[Floats, Floats], ...]  # (a, b) of each node
 
     @property
+    def is_norm(self) -> bool:
+        """True if it is a BN, or a chain with one."""
+        return any(node.op == "BatchNormalization" for node in self.nodes)
+
+    @property
     def absorbs(self) -> tuple[bool, bool]:
         """Whether the ops can take a change of (scale, shift) into their own constants when they stay."""
-        ops = {node.op for node in self.nodes}
-        full = "BatchNormalization" in ops
+        ops, full = {node.op for node in self.nodes}, self.is_norm
         return full or bool(ops & {"Mul", "Div"}), full or bool(ops & {"Add", "Sub"})
 
 

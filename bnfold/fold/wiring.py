@@ -99,16 +99,22 @@ class Wiring:
             self._reads(kept[0], 0, op.source)
             return
         name = op.source.name
-        for node, role in zip(kept, ops, strict=True):
+        for number, role in enumerate(ops):
             place = 1 if role == "Sub" else 0  # b - x
             inputs = [self._created[edit, role]]
             inputs.insert(place, name)
-            become(node.proto, role, inputs)
-            if node is kept[0]:
-                self._reads(node, place, op.source)
-            if node is not kept[-1]:  # an inner value that is not what it was
-                node.proto.output[0] = self._graph.unique_name(f"{op.target.name}_scaled")
-            name = node.proto.output[0]
+            if number < len(kept):
+                proto = kept[number].proto
+                become(proto, role, inputs)
+            else:  # one BN becomes two ops
+                proto = self._writer[op.target] = self._add_behind(kept[-1], role, inputs, op.target.name)
+            if edit.left == "affine" and kept[-1].opset < 7:  # how a constant per channel is aligned there
+                proto.attribute.extend([helper.make_attribute("broadcast", 1), helper.make_attribute("axis", 1)])
+            if number == 0:
+                self._reads(kept[0], place, op.source)
+            if number < len(ops) - 1:  # an inner value that is not what it was
+                proto.output[0] = self._graph.unique_name(f"{op.target.name}_scaled")
+            name = proto.output[0]
 
     def _remove(self, edit: AffineEdit) -> None:
         source, target, nodes = self._with_transposes(edit.op)

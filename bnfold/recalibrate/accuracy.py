@@ -82,7 +82,7 @@ def metric(model: ModelProto, function: Callable[[Any], Any]) -> float:
         raise ModelError(str(why)) from why
     try:
         value = float(function(session))
-    except Exception as error:  # the user's code
+    except (Exception, SystemExit) as error:  # the user's code
         text = first_line(error)
         raise UsageError(f"the metric raised {type(error).__name__}: {text}; --traceback shows where") from error
     if not np.isfinite(value):

@@ -64,7 +64,7 @@ class ObjectStream:
                 return
             except BnfoldError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # exit(0) in it is no success of ours
                 what = f"raised {_line(error)}; --traceback shows where"
                 raise CalibrationDataError(what, file=self._shown, where=self.place(given)[1]) from error
             try:
@@ -239,7 +239,7 @@ def _read(reader: Any) -> Iterator[Any]:
 def _called(source: Callable[[], Any], shown: str | None) -> Any:
     try:
         return source()
-    except Exception as error:  # the user's code
+    except (Exception, SystemExit) as error:  # the user's code
         raise CalibrationDataError(f"raised {_line(error)}; --traceback shows where", file=shown) from error
 
 

@@ -151,7 +151,7 @@ def _candidates(
             if norm == 0:
                 continue
             rough = squares - 2 * (matrix @ places)
-            for index in np.argsort(rough, kind="stable")[:CANDIDATES]:
+            for index in _smallest(rough):
                 other, layout, _ = right[index]
                 apart = float(np.sqrt(np.sum((matrix[index] - places) ** 2) / norm))
                 if apart < NEAR:
@@ -161,22 +161,32 @@ def _candidates(
                     )  # fmt: skip
 
 
+def _smallest(values: Array) -> Array:
+    """Where the smallest are, `CANDIDATES` of them, as a stable sort has them: most of it need not be sorted."""
+    if len(values) > CANDIDATES:
+        few = np.flatnonzero(values <= np.partition(values, CANDIDATES - 1)[CANDIDATES - 1])
+        return np.asarray(few[np.argsort(values[few], kind="stable")][:CANDIDATES])
+    return np.argsort(values, kind="stable")
+
+
 def pair_coordinates(a: Mapping[str, Sketch], b: Mapping[str, Sketch], pairs: Iterable[Pair]) -> list[Pair]:
     """Values without a pair that agree when each channel is standardised: v' = s (v + t), to be confirmed."""
     taken_a, taken_b = {pair.a for pair in pairs}, {pair.b for pair in pairs}
+    groups: dict[tuple[int, int], list[str]] = {}
+    for left, ours in a.items():
+        if left not in taken_a:
+            groups.setdefault((ours.size, ours.profile.size), []).append(left)
+    profiles = {key: np.stack([a[left].profile for left in names]) for key, names in groups.items()}
     found = []
     for right, theirs in b.items():
-        if right in taken_b or not theirs.profile.any():
+        key = theirs.size, theirs.profile.size
+        if right in taken_b or key not in groups or not theirs.profile.any():
             continue
-        best, name = SAME_PROFILE, ""
-        for left, ours in a.items():
-            if left not in taken_a and ours.size == theirs.size and ours.profile.size == theirs.profile.size:
-                apart = float(np.sqrt(np.mean((ours.profile - theirs.profile) ** 2)))
-                if apart < best:
-                    best, name = apart, left
-        if name:
-            taken_a.add(name)
-            found.append(Pair(name, right, (), "coordinates"))
+        apart = np.sqrt(np.mean((profiles[key] - theirs.profile) ** 2, axis=1))
+        best = int(apart.argmin())
+        if apart[best] < SAME_PROFILE:
+            profiles[key][best] = np.inf  # it is taken
+            found.append(Pair(groups[key][best], right, (), "coordinates"))
     return found
 
 

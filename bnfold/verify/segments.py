@@ -18,7 +18,7 @@ from bnfold.constants import Array
 from bnfold.verify.criterion import NATIVE, SEEDS, Reading, Tally, regressed
 from bnfold.verify.pairing import Pair
 from bnfold.verify.prepare import moved
-from bnfold.verify.runtime import CUT, Feeds, Runner, cut_model, frontier
+from bnfold.verify.runtime import CUT, Feeds, Runner, frontier
 from bnfold.verify.sides import DOUBLE, WINDOW, Side, as_double
 
 
@@ -85,14 +85,14 @@ class Segments:
         double_b, _ = frontier(b.double_makers, self.cut_b, pair.b)
         native = (
             pair.a in a.unsupported or pair.b in b.unsupported
-            or bool(double_a & set(a.unsupported) - set(self.cut_a))
-            or bool(double_b & set(b.unsupported) - set(self.cut_b))
+            or any(name in a.unsupported and name not in self.cut_a for name in double_a)
+            or any(name in b.unsupported and name not in self.cut_b for name in double_b)
         )  # fmt: skip
         own_a, nodes_a = a.segment(pair.a, self.cut_a)
         own_b, nodes_b = b.segment(pair.b, self.cut_b)
         given_a, given_b = (own_a, own_b) if native else (double_a, double_b)
         return Segment(
-            pair, frozenset(given_a & set(self.cut_a)), frozenset(given_b & set(self.cut_b)),
+            pair, frozenset(n for n in given_a if n in self.cut_a), frozenset(n for n in given_b if n in self.cut_b),
             nodes_a, nodes_b, native, Tally(a.unit(pair.a), self.seeds), Tally(a.unit(pair.a), self.seeds),
         )  # fmt: skip
 
@@ -199,11 +199,11 @@ class _Measurement:
                 self._tally(segment).add_noise(plain, moved_one, of_b=True)
 
     def _session(self, side: Side, names: list[str], cuts: Mapping[str, int], loose: bool) -> Runner:
-        model = side.proto if self.native else side.model
+        cutter = side.native_cutter if self.native else side.cutter
         types = {name: side.types[name] for name in cuts} if self.native else cuts
         weights = (side.weights if self.native else side.loose) if loose else ()
         wanted = list(dict.fromkeys(names))
-        return Runner(cut_model(model, types, wanted, weights, side.shapes), wanted)
+        return Runner(cutter.cut(types, wanted, weights, side.shapes), wanted)
 
     def _stored(self, side: Side, name: str, pair: Pair | None, value: Array) -> Array:
         """A's value as a side takes it at a cut."""

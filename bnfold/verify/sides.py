@@ -16,9 +16,9 @@ from bnfold.verify.prepare import LARGEST, ULP, moved, weights
 from bnfold.verify.runtime import (
     CUT,
     CannotRun,
+    Cutter,
     Feeds,
     Runner,
-    cut_model,
     element_types,
     frontier,
     producers,
@@ -30,6 +30,8 @@ HELD = 1 << 29
 # Bytes that are computed at a time, values in double and the weights that they are made with: a window. A measurement
 # holds the values of three (A's, B's, and A's with moved weights).
 WINDOW = 1 << 28
+# Values of a window: loading takes ONNX Runtime a time quadratic in the nodes, and a Conv in double is ten of them.
+MOST_VALUES = 64
 # Values whose shapes can't be inferred are asked for natively, this many at a time.
 ASKED = 64
 
@@ -52,6 +54,7 @@ class Side:
         weights: initializers that rounding would move.
         loose: the initializers of `model` that hold them, and their own names.
         makers: the node of each value, in `proto`.
+        cutter, native_cutter: of `model` and of `proto`.
 
     Raises:
         CannotRun: there is no double form.
@@ -64,6 +67,7 @@ class Side:
         self.shapes = static_shapes(proto, feeds)
         self.types = element_types(proto)
         self.makers = producers(proto.graph)
+        self._places = {id(node): place for place, node in enumerate(self.makers.values())}
         self._ask(feeds)
         try:
             form = to_float64(proto.proto, self.shapes, self.types)
@@ -73,6 +77,7 @@ class Side:
         kept = {name: array for name, array in proto.beside.items() if name not in form.stored.values()}
         self.model = Model(form.model, {new: proto.beside[old] for new, old in form.stored.items()} | kept)
         self.double_makers = producers(self.model.graph)
+        self.cutter, self.native_cutter = Cutter(self.model), Cutter(proto)
         self.floats = [
             name
             for node in proto.graph.node
@@ -140,7 +145,8 @@ class Side:
 
     def segment(self, name: str, cuts: Mapping[str, int]) -> tuple[set[str], list[NodeProto]]:
         """Values that the segment of a value begins at, and its nodes, in the model's own graph."""
-        return frontier(self.makers, cuts, name)
+        given, nodes = frontier(self.makers, cuts, name)
+        return given, sorted(nodes, key=lambda node: self._places[id(node)])
 
     def windows(self, names: Sequence[str], held: int = WINDOW) -> list[list[str]]:
         """Values in topological order, in groups that fit into memory together."""
@@ -148,7 +154,7 @@ class Side:
         size = 0
         for name in names:
             cost = self.nbytes(name) + self._weight_bytes(name)
-            if groups[-1] and size + cost > held:
+            if groups[-1] and (size + cost > held or len(groups[-1]) == MOST_VALUES):
                 groups.append([])
                 size = 0
             groups[-1].append(name)
@@ -176,14 +182,15 @@ class Side:
             cuts.append(dict(earlier))
             for name in group:
                 if index and name in self.double_makers:
-                    last.update(dict.fromkeys(frontier(self.double_makers, earlier, name)[0] & set(earlier), index))
+                    given, _ = frontier(self.double_makers, earlier, name)
+                    last.update((one, index) for one in given if one in earlier)
             earlier.update(dict.fromkeys(group, DOUBLE))
         left: Feeds = {}
         for index, group in enumerate(groups):
             made = [name for name in group if name in self.double_makers]
             values = {name: feeds[name] for name in group if name not in self.double_makers}
             if made:
-                runner = Runner(cut_model(self.model, cuts[index], made, (), self.shapes), made)
+                runner = Runner(self.cutter.cut(cuts[index], made, (), self.shapes), made)
                 values |= runner.run(feeds | {CUT + name: value for name, value in left.items()})
             yield values
             left = {name: value for name, value in (left | values).items() if last.get(name, -1) > index}

@@ -18,7 +18,7 @@ from onnx import TensorProto
 from bnfold.constants import Array, finfo
 from bnfold.errors import NotEquivalentError, quoted
 from bnfold.fold.parameters import clip, parts, row_noise, spread
-from bnfold.fold.plan import LinearEdit, StepEdit
+from bnfold.fold.plan import AffineEdit, LinearEdit, StepEdit
 from bnfold.fold.rewrite import Requantised, Rewrite, Rewritten
 from bnfold.fold.roots import rows_of
 from bnfold.fold.union_find import Floats
@@ -54,7 +54,7 @@ class StaticProof:
 
 
 def prove(done: Rewrite, weights: Weights) -> StaticProof:
-    """Check every new weight and bias of linear nodes, and that every other new parameter is finite.
+    """Check every new weight and bias of linear nodes and constant of Mul and Add; a BN's parameters must be finite.
 
     Raises:
         NotEquivalentError: a stored value is not the exact one, rounded.
@@ -66,11 +66,13 @@ def prove(done: Rewrite, weights: Weights) -> StaticProof:
             worst = max(worst, _check_weight(item, weights))
         elif item.role == "bias" and isinstance(item.edit, LinearEdit):
             worst = max(worst, _check_bias(item, weights))
+        elif item.role in ("Mul", "Add", "Sub") and isinstance(item.edit, AffineEdit):
+            worst = max(worst, _check_constant(item, item.edit, weights))
         elif isinstance(item.edit, StepEdit):
             assert item.source is not None
             exact = item.source.astype(np.float64) * item.edit.factor
             worst = max(worst, _worst_ulp(weights.read(item.tensor), exact, lambda: np.zeros(1), item))
-        elif not np.isfinite(np.asarray(weights.read(item.tensor), np.float64)).all():
+        elif item.role != "integers" and not np.isfinite(np.asarray(weights.read(item.tensor), np.float64)).all():
             raise NotEquivalentError("is not finite", where=f"tensor {quoted(item.tensor.name)}")
         values += int(np.prod(item.tensor.dims, dtype=np.int64))
         held += weights.nbytes(item.tensor)
@@ -127,6 +129,23 @@ def _check_bias(item: Rewritten, weights: Weights) -> float:
     stored = weights.read(item.tensor)
     exact, size = (np.reshape(values, stored.shape) for values in _exact_bias(item))  # an Add's has axes of size 1
     return _worst_ulp(stored, exact, item.noise, item, CANCELLED * size)
+
+
+def _check_constant(item: Rewritten, edit: AffineEdit, weights: Weights) -> float:
+    """Compare the constant of a Mul or Add with the exact one; returns the worst deviation in ulps."""
+    gain, offset, size = np.ones(()), np.zeros(()), np.zeros(())
+    for a, b in edit.op.steps:
+        gain, offset, size = gain * a, offset * a + b, size * np.abs(a) + np.abs(b)
+    (s_x, t_x), (s_y, t_y) = edit.source, edit.target
+    exact, slack = s_y * gain / s_x, np.zeros(())  # of y' = s_y (gain (x' / s_x - t_x) + offset + t_y)
+    if item.role != "Mul":
+        exact = s_y * (offset + t_y - gain * t_x)
+        slack = CANCELLED * np.abs(s_y) * (size + np.abs(t_y) + np.abs(gain * t_x))
+    stored = weights.read(item.tensor)
+    if edit.op.is_norm:  # (C,) before opset 7
+        stored = stored.reshape(edit.op.a.shape)
+    stored, exact, slack = np.broadcast_arrays(stored, exact, slack)
+    return _worst_ulp(stored, exact, item.noise, item, slack)
 
 
 def _exact_bias(item: Rewritten) -> tuple[Floats, Floats]:

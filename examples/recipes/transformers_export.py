@@ -2,8 +2,8 @@
 
     python examples/recipes/transformers_export.py
 
-Needs torch and transformers; weights are random, so nothing is downloaded. `optimum-cli export onnx --model NAME DIR`
-writes the same kind of file (`DIR/model.onnx`), which `bnfold fold DIR/model.onnx` takes.
+Needs torch and transformers; weights are random, so nothing is downloaded. The exporter is told to leave BN. Without
+`training=` it folds Conv + BN itself, and those that it can't fold are left.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
             path = Path(folder) / f"{name}.onnx"
             torch.onnx.export(
                 network.eval(), (torch.rand(1, 3, SIZE, SIZE),), path, dynamo=False, input_names=["pixel_values"],
-                output_names=["logits"], training=torch.onnx.TrainingMode.PRESERVE,  # the exporter leaves the BN, then
+                output_names=["logits"], training=torch.onnx.TrainingMode.PRESERVE,
             )  # fmt: skip
             result = bnfold.fold(path)
             counts, verdict = result.report, bnfold.verify(path, result.model).verdict

@@ -3,14 +3,14 @@
     python examples/recipes/yolo_export.py [OUT.onnx]
 
 Needs torch. The network is a small one of YOLO's kind (Conv + BN + SiLU, C2f blocks, SPPF, upsampling, a head of boxes
-and classes), exported with the BN in it. For a model of your own:
+and classes), exported with the BN in it, which `bnfold recalibrate` wants and `bnfold fold` removes.
 
-    from ultralytics import YOLO
-    model = YOLO("yolo11n.pt")
-    model.model.fuse = lambda *args, **kwargs: model.model      # keep the BN: `bnfold recalibrate` wants them
-    model.export(format="onnx", simplify=False)                 # then: bnfold fold yolo11n.onnx
+Ultralytics' own export (`YOLO("yolov8n.pt").export(format="onnx")`) leaves no BN: it fuses Conv + BN, and so does the
+exporter. To keep them, call the exporter as below (a yolov8n: BN 57 → 0, nodes 676 → 400):
 
-Without the second line Ultralytics folds Conv + BN itself, and `bnfold inspect` shows what that left.
+    network = YOLO("yolov8n.pt").model.eval()
+    network.model[-1].export, network.model[-1].format = True, "onnx"
+    torch.onnx.export(network, (images,), "yolov8n.onnx", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE)
 """
 
 from __future__ import annotations

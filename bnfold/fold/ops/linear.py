@@ -63,7 +63,7 @@ def weight_of(
     array = ties.array(value)
     if array is None:
         large = ties.constants.is_quantised(value) and not isinstance(read_quantised(ties, value), str)
-        why = (CODE, "the weight is kept as too many integers") if large else ("dynamic-weight", DYNAMIC)
+        why = (CODE, "the weight is kept as more integers than are evaluated") if large else ("dynamic-weight", DYNAMIC)
         ties.refused[node] = why
         return None
     if not is_floating(array) or array.size == 0:

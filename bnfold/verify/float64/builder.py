@@ -58,16 +58,19 @@ class Builder:
         self.types = types
         self.constants = constants
         self.taken = taken
+        self._counts: dict[str, int] = {}  # how many of a name are taken for sure: thousands of ops share one
         self.nodes: list[NodeProto] = []
         self._cache: dict[tuple[str, Shape, bytes], Term] = {}
 
     def fresh(self, wanted: str) -> str:
         """A name that nothing bears yet."""
-        name, count = wanted, 0
+        count = self._counts.get(wanted, 0)
+        name = f"{wanted}_{count}" if count else wanted
         while name in self.taken:
             count += 1
             name = f"{wanted}_{count}"
         self.taken.add(name)
+        self._counts[wanted] = count
         return name
 
     def node(self, op_type: str, inputs: Iterable[str], outputs: Iterable[str], **attributes: Any) -> None:
