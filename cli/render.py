@@ -81,7 +81,7 @@ def folded(
     result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, pages: Sequence[Path], verbose: bool,
     needs_force: bool, norms: bool,
 ) -> None:  # fmt: skip
-    """Print the account of a fold; `files` is empty if no model was written, `norms` says whether they were asked for."""
+    """Print the account of a fold; `files` is empty if no model was written; `norms`: whether they count."""
     rows = list(_counts(result, norms))
     rows += _checks(result)
     if verbose:
