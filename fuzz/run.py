@@ -132,7 +132,7 @@ def _limited(target: str, data: bytes, folder: Path, check: bool) -> str:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + SPACE, used + SPACE))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
-    signal.alarm(3 * SECONDS)
+    signal.alarm(10 * SECONDS)  # of the clock: machines are busy
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         return TARGETS[target](data, folder, check) if check else TARGETS[target](data, folder)

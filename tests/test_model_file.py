@@ -187,6 +187,15 @@ def test_a_token_in_another_model_is_a_bug(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.onnx", "b.onnx"]
 
 
+def test_a_token_outside_of_raw_data_is_a_bug(tmp_path: Path) -> None:
+    model = load(write(tmp_path / "m.onnx", w=array(400)))
+    token = model.proto.graph.initializer[0].raw_data
+    model.proto.graph.initializer.add(name="s", data_type=TensorProto.STRING, dims=[1], string_data=[token])
+    with pytest.raises(RuntimeError, match="a token outside of a tensor's raw_data; please report"):
+        save(model, tmp_path / "out.onnx")
+    assert names(tmp_path) == ["m.onnx"]
+
+
 def test_structure_has_shapes_and_no_weights(real_models: list[Path]) -> None:
     for path in real_models:
         model = load(path)
@@ -195,6 +204,23 @@ def test_structure_has_shapes_and_no_weights(real_models: list[Path]) -> None:
         assert [list(t.dims) for t, _ in tensors(light)] == [list(t.dims) for t, _ in tensors(model.proto)]
         assert not any(model.weights.source(tensor) for tensor, _ in tensors(light))
         assert model.proto.SerializeToString() == before
+
+
+def test_a_copy_is_edited_alone(tmp_path: Path) -> None:
+    model = load(write(tmp_path / "m.onnx", w=array(400)))
+    copy = model.copy()
+    copy.proto.graph.initializer[0].name = "v"
+    assert model.proto.graph.initializer[0].name == "w" and copy.path == model.path
+    np.testing.assert_array_equal(copy.weights.read(copy.proto.graph.initializer[0]), array(400))
+
+
+def test_a_proto_holds_what_protobuf_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "m.onnx", w=array(400))
+    monkeypatch.setattr(model_file, "MAX_FILE_SIZE", path.stat().st_size)
+    assert to_proto(load(path)).SerializeToString() == path.read_bytes()
+    monkeypatch.setattr(model_file, "MAX_FILE_SIZE", path.stat().st_size - 1)
+    with pytest.raises(ModelError, match="larger than 2 GiB"):
+        to_proto(wrap(ModelProto.FromString(path.read_bytes())))
 
 
 def test_a_model_in_memory_is_used_as_it_is(tmp_path: Path) -> None:
