@@ -1,6 +1,7 @@
 """Latency on ONNX Runtime: the folded file against the original, both as ORT itself optimises them (ORT_ENABLE_ALL).
 
     python benchmarks/latency.py [--files GLOB] [--batches 1 8] [--threads 1 2] [--runs 25] [--no-merge] [--kept HOW]
+                                 [--norms]
 
 Each file is folded, sessions of both are made, and they run in turn, so that a busy machine slows both.  Times are CPU
 times of the process (all threads), medians over the runs; a ratio above 1 says how many times as fast the folded file
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=0, help="of images, where the file leaves it open")
     parser.add_argument("--no-merge", action="store_true")
     parser.add_argument("--kept", default="auto", help="as bnfold fold has it")
+    parser.add_argument("--norms", action="store_true", help="as bnfold fold has it")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -69,7 +71,8 @@ def _measure(model: str, target: str, arguments: argparse.Namespace) -> str:
     """One row: cells joined by |."""
     import bnfold
 
-    bnfold.fold(model, verify=False, merge=not arguments.no_merge, kept=arguments.kept).save(target)
+    options = {"merge": not arguments.no_merge, "kept": arguments.kept, "norms": arguments.norms}
+    bnfold.fold(model, verify=False, **options).save(target)
     sizes = " → ".join(f"{Path(path).stat().st_size / 1e6:.1f}" for path in (model, target))
     pair = (model, target)
     _creation(pair)

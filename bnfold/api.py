@@ -94,6 +94,7 @@ def fold(
     keep_overridable: bool = False,
     merge: bool = True,
     kept: Kept = "auto",
+    norms: bool = False,
 ) -> FoldResult:
     """Remove BatchNormalization from a model without changing what it computes.
 
@@ -115,6 +116,8 @@ def fold(
             left of it; 'keep': it stays a BN; 'auto': it is reduced, except where ONNX Runtime would be slower with the
             Add, between the Convs of images; 'affine': reduced or written as a Mul and an Add, so that no BN is left
             but those whose statistics or parameters are no constants.
+        norms: whether LayerNormalization, RMSNormalization, GroupNormalization and InstanceNormalization give their
+            scale and bias away, too: they become 1 and 0 where what reads them can take both.
 
     Raises:
         UsageError: no model, or arguments that contradict each other.
@@ -125,7 +128,8 @@ def fold(
     if require_verify and not verify:
         raise UsageError("the relation check can't be both required and left out; drop one of the two")
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
-    return fold_with(model, Options(only, skip, keep_overridable, merge, kept), verify, require_verify)
+    options = Options(only, skip, keep_overridable, merge, kept, norms)
+    return fold_with(model, options, verify, require_verify)
 
 
 def fold_with(
@@ -139,8 +143,8 @@ def fold_with(
         if require_verify and verification.skipped and _has_changed(folding):
             what = f"the relation check, which is required, can't be made: {verification.skipped}"
             raise NotEquivalentError(what)
-        names = (entry.name for entry in folding.report.entries if entry.op == "BatchNormalization")
-        unmatched = options.unmatched(names, "BatchNormalization")
+        names = (entry.name for entry in folding.report.entries if entry.op.endswith("Normalization"))
+        unmatched = options.unmatched(names, "norm" if options.norms else "BatchNormalization")
     report = replace(folding.report, notices=(*folding.report.notices, *unmatched))
     return FoldResult(report, verification, folding.model, give_back)
 

@@ -15,6 +15,7 @@ REASONS = {
     "dynamic-parameters": "its scale, bias, mean or variance is computed while the model runs",
     "dynamic-weight": "the node in front computes its weight while the model runs",
     "dynamic-bias": "the node in front computes its bias while the model runs",
+    "shared-table": "the table of embeddings in front is read by others too, and would have to be copied",
     "quantised-weight": "a weight that is kept as integers has no scale of its own for each channel, or no negatives",
     "quantised-values": "its input is whole steps of one size: no scale of single channels passes, and no shift",
     "invalid-statistics": "var + epsilon is zero or negative, or a parameter is not finite",
@@ -43,7 +44,7 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one BatchNormalization (or of one constant Mul, Add, Sub, Div that went).
+    """What became of one BatchNormalization (or constant Mul, Add, Sub, Div that went; or norm, if these were offered).
 
     Attributes:
         name: the node's name (its first output where it has none).
@@ -129,12 +130,18 @@ class FoldReport:
         """The BatchNormalizations that stay, each with its reason."""
         return tuple(e for e in self.entries if e.op == "BatchNormalization" and e.outcome == "kept")
 
+    @property
+    def norms(self) -> tuple[Entry, ...]:
+        """LayerNormalization and its kin, if they were to be folded: 'folded', if scale and bias are 1 and 0 now."""
+        return tuple(e for e in self.entries if e.op.endswith("Normalization") and e.op != "BatchNormalization")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {
             "schema_version": SCHEMA_VERSION,
             "batch_norms": {"before": self.before.batch_norms, "after": self.after.batch_norms},
             "per_channel_ops": {"before": self.before.per_channel_ops, "after": self.after.per_channel_ops},
+            "norms": {"before": len(self.norms), "after": sum(e.outcome != "folded" for e in self.norms)},
             "nodes": {"before": self.nodes_before, "after": self.nodes_after},
             "merges": [asdict(merge) for merge in self.merges],
             "entries": [asdict(entry) | {"into": list(entry.into)} for entry in self.entries],

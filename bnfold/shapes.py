@@ -34,6 +34,10 @@ SHAPE_INPUT = {
 }  # fmt: skip
 
 
+# Ops of which ONNX's inference tells nothing; what they give has the shape and type of what they read.
+SAME_SHAPE = frozenset({"GroupNormalization", "SimplifiedLayerNormalization"})
+
+
 @dataclass
 class _Analysis:
     """Concrete shapes of one copy, per scope label and value name."""
@@ -146,6 +150,7 @@ def _analyse(graph: Graph, model: LoadedModel, case: int, keep_overridable: bool
     for info in copy.graph.output:
         info.type.tensor_type.ClearField("shape")
     _set_sizes(copy.graph, case)
+    _tell_same_shapes(copy.graph)
     analysis = _Analysis()
     added: set[tuple[str, str]] = set()
     for _ in range(MAX_ROUNDS):
@@ -154,6 +159,13 @@ def _analyse(graph: Graph, model: LoadedModel, case: int, keep_overridable: bool
         if not _add_known_shape_inputs(graph, model, copy, analysis, added, keep_overridable):
             break
     return analysis
+
+
+def _tell_same_shapes(graph: GraphProto) -> None:
+    for node in graph.node:
+        if node.op_type in SAME_SHAPE and not node.domain and len(node.output) == 1:
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
 
 
 def _set_sizes(graph: GraphProto, case: int) -> None:

@@ -155,6 +155,9 @@ def fold(
     kept: Annotated[
         str, typer.Option("--kept", metavar="HOW", help=KEPT)
     ] = "auto",
+    norms: Annotated[
+        bool, typer.Option("--norms", help="Fold the scale and bias of Layer-, RMS-, Group- and InstanceNorm, too.")
+    ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="PATTERN", help="Fold only nodes with such a name (* ? [...]); repeatable."),
@@ -176,6 +179,7 @@ def fold(
         run, models, jobs=jobs, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
         no_verify=no_verify,
         require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
+        norms=norms,
         only=only or (), skip=skip or (), plot=plot, html=html, json=json, quiet=quiet, verbose=verbose,
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ def run(
     keep_overridable: bool,
     no_merge: bool,
     kept: str,
+    norms: bool,
     only: Sequence[str],
     skip: Sequence[str],
     plot: str | None,
@@ -72,7 +73,7 @@ def run(
         result = bnfold.fold(
             model, only=only, skip=skip, verify="full" if verify == "full" else not no_verify,
             require_verify=require_verify, keep_overridable=keep_overridable, merge=not no_merge,
-            kept=chosen,
+            kept=chosen, norms=norms,
         )  # fmt: skip
         network = page.drawn(model, html, plot)
         files = [] if dry_run else result.save(place, overwrite=overwrite)
@@ -89,5 +90,7 @@ def run(
         written = {"written": [str(file) for file in (*files, *pages)]}
         render.as_json("fold", names | written | result.to_dict())
     elif not quiet:
-        render.folded(result, Path(model), place, files, pages=pages, verbose=verbose, needs_force=not overwrite)
+        render.folded(
+            result, Path(model), place, files, pages=pages, verbose=verbose, needs_force=not overwrite, norms=norms
+        )
     return 0

@@ -79,16 +79,16 @@ def as_json(kind: str, data: dict[str, Any]) -> None:
 
 def folded(
     result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, pages: Sequence[Path], verbose: bool,
-    needs_force: bool,
+    needs_force: bool, norms: bool,
 ) -> None:  # fmt: skip
-    """Print the account of a fold; `files` is empty if no model was written."""
-    rows = list(_counts(result))
+    """Print the account of a fold; `files` is empty if no model was written; `norms`: whether they count."""
+    rows = list(_counts(result, norms))
     rows += _checks(result)
     if verbose:
         rows += [(entry.outcome, _entry(entry)) for entry in result.report.entries]
         rows += [("merged", _merge(merge)) for merge in result.report.merges]
     else:
-        rows += _kept(result.kept)
+        rows += _kept((*result.kept, *(entry for entry in result.report.norms if entry.outcome == "kept")))
     notices = result.notices if verbose or len(result.notices) <= NOTICES else result.notices[:NOTICES]
     rows += [("notice", notice) for notice in notices]
     if len(notices) < len(result.notices):
@@ -101,14 +101,24 @@ def folded(
     show([("read", file(model)), *rows, *page(pages)])
 
 
-def _counts(result: FoldResult) -> Iterator[Row]:
+def _counts(result: FoldResult, norms: bool) -> Iterator[Row]:
     report = result.report
     reduced = sum(entry.outcome == "reduced" for entry in report.folded)
     note = f", {reduced} of them to Add or Mul" if reduced else ""
     yield "BN", _change(report.before.batch_norms, report.after.batch_norms) + note
     yield "ops", f"{_change(report.before.per_channel_ops, report.after.per_channel_ops)} {PER_CHANNEL}"
+    if norms:
+        yield "norms", _norms(report.norms)
     yield "nodes", _change(report.nodes_before, report.nodes_after)
     yield from _merged(report.merges)
+
+
+def _norms(entries: Sequence[Entry]) -> str:
+    """How many norms still scale and shift."""
+    reduced = sum(entry.outcome == "reduced" for entry in entries)
+    left = sum(entry.outcome != "folded" for entry in entries)
+    note = f", {reduced} of them with one of the two" if reduced else ""
+    return f"{_change(len(entries), left)} that have a scale or bias of their own{note}"
 
 
 def _merged(merges: Sequence[Merge]) -> Iterator[Row]:

@@ -100,6 +100,7 @@ TABLE = {
     "ConvTranspose": Row("bn-convtranspose-1x1", "bn-convtranspose", "reduced"),
     "Gemm": Row("gemm-trans-a", "bn-gemm-trans-a", "graph-input"),
     "MatMul": Row("matmul-tokens", "matmul-rank-3-equal", "graph-output"),
+    "Einsum": Row("einsum-heads", "einsum-width-equal", "graph-output"),
     "Gather": Row("gather-shuffle-bn", "gather-repeat-bn", "graph-output"),
     "MaxPool": Row("maxpool-padded", "maxpool-negative", "reduced"),
     "GlobalMaxPool": _ordered("GlobalMaxPool(h)"),
@@ -121,6 +122,20 @@ TABLE = {
     "DequantizeLinear": Row("x[N,4,4,4] -> y | q = QuantizeLinear(x, s_var[], z:uint8[]={90}); d = DequantizeLinear(q, s_var, z); y = Mul(d, c[]={2.})",
                             "x[N,4,4,4] -> y | q = QuantizeLinear(x, s_var[], z:uint8[]={90}); d = DequantizeLinear(q, s_var, z); y = BN4+(d)",
                             "quantised-values", 19),
+    "LayerNormalization": Row(
+        "x[N,5,4] -> y | h = LayerNormalization(x, g[4], b[4]); t = Transpose<perm=[0,2,1]>(h); y = BN4(t)",
+        "x[N,4,4] -> y | h = LayerNormalization(x, g[4], b[4]); y = BN4(h)", "graph-output"),
+    "RMSNormalization": Row(
+        "x[N,5,4] -> y | h = RMSNormalization(x, g[4]); y = Mul(h, k[4])",
+        "x[N,4,4] -> y | h = RMSNormalization(x, g[4]); y = BN4(h)", "graph-output", 23),
+    "InstanceNormalization": Row(
+        "x[N,4,5,5] -> y | h = InstanceNormalization(x, g[4], b[4]); y = BN4(h)",
+        "x[N,4,4,4] -> y | h = InstanceNormalization(x, g[4], b[4]); t = Transpose<perm=[0,2,1,3]>(h); y = BN4(t)",
+        "graph-output"),
+    "GroupNormalization": Row(
+        "x[N,4,5,5] -> y | h = GroupNormalization<num_groups=2>(x, g[4], b[4]); y = BN4(h)",
+        "x[N,4,4,4] -> y | h = GroupNormalization<num_groups=2>(x, g[4], b[4]); t = Transpose<perm=[0,2,1,3]>(h); "
+        "y = BN4(t)", "graph-output", 21),
     "LSTM": Row("bn-lstm", "bn-lstm-equal", "graph-input"),
     "GRU": Row("bn-gru", "x[5,3,3] -> y | h = BN3(x); y = GRU<hidden_size=2>(h, w[1,6,3], r[1,6,2])", "graph-input"),
     "RNN": Row("bn-rnn", "x[5,3,3] -> y | h = BN3(x); y = RNN<hidden_size=2>(h, w[1,2,3], r[1,2,2])", "graph-input"),

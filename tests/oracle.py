@@ -37,7 +37,7 @@ class Left(NamedTuple):
     """What a model still computes per channel (subgraphs and functions included).
 
     ``affine`` counts Add, Sub, Mul and Div by a float constant with at most one axis longer than 1: a number
-    per channel costs what one number for all costs.  The Add right behind a MatMul is that MatMul's bias, as
+    per channel costs what one number for all costs.  The Add right behind a MatMul or an Einsum is its bias, as
     Gemm and Conv have theirs inside: ``bias`` counts it apart.
     """
 
@@ -81,7 +81,7 @@ def _count(nodes: Iterable[NodeProto], constants: dict[str, list[int]], counts: 
             if len(fixed) == 1 and sum(size > 1 for size in constants[node.input[fixed[0]]]) <= 1:
                 other = producer.get(node.input[1 - fixed[0]])
                 if node.op_type != "Div" or fixed == [1]:  # constant / x is no affine map
-                    counts[2 if node.op_type == "Add" and other == "MatMul" else 1] += 1
+                    counts[2 if node.op_type == "Add" and other in ("MatMul", "Einsum") else 1] += 1
         producer.update(dict.fromkeys(node.output, node.op_type))
 
 

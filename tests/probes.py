@@ -20,6 +20,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, helper
 from probe_text import Probe
 from probes_graph import BRANCHES, CHAINS, THROUGH
 from probes_linear import AHEAD, BEHIND_CONV, BEHIND_GEMM
+from probes_tail import TAIL
 
 PEERS = ("ORT basic", "onnxoptimizer", "onnxsim", "onnxslim", "onnxscript", "AIMET")
 """The columns of `Probe.peers`: onnxruntime 1.31.1, 0.4.2, 0.8.1, 0.1.98, 0.7.2, aimet_onnx 2.42."""
@@ -161,4 +162,4 @@ SCOPES = [
     Probe("in-function", "+---+?", CONV_BN, edit=as_function),
 ]  # fmt: skip
 
-PROBES = [*BEHIND_CONV, *BEHIND_GEMM, *AHEAD, *BRANCHES, *THROUGH, *CHAINS, *FORMS, *SCOPES]
+PROBES = [*BEHIND_CONV, *BEHIND_GEMM, *AHEAD, *BRANCHES, *THROUGH, *CHAINS, *FORMS, *SCOPES, *TAIL]

@@ -36,8 +36,9 @@ def folded(probe: Probe) -> tuple[ModelProto, FoldReport]:
 
 
 def test_every_declared_op_has_a_row() -> None:
+    """Ops that ONNX Runtime alone knows can't be written in the table's notation; they have tests of their own."""
     ops.load()
-    assert set(TABLE) == set(RULES)
+    assert set(TABLE) == {op for op in RULES if onnx.defs.has(op)}
 
 
 @each_op

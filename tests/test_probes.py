@@ -19,6 +19,7 @@ CODES = {
     "underflow": {"unrepresentable"},
     "runtime": {"dynamic-parameters", "dynamic-weight"},
     "sign": {"sign"},
+    "shared": {"shared-table"},
 }
 """Reason codes that the table's `why` stands for.  Where it is missing here (padding, axis, conflict, …), several
 nodes are in the way and any of them may be named."""

@@ -13,7 +13,7 @@ A scope (the main graph, a body, a local function) is folded by itself: what cro
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -24,6 +24,7 @@ from bnfold.fold.accept import Refusal, accept
 from bnfold.fold.account import class_keys, counts, entries
 from bnfold.fold.kept import Kept
 from bnfold.fold.merge import Merging, Spoiled, merge_model
+from bnfold.fold.norms import needless_adds, offer_norms
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
@@ -48,6 +49,7 @@ class Options:
         keep_overridable: initializers that are graph inputs too stay inputs, and so are no constants.
         merge: whether parallel branches become one node.
         kept: what becomes of a BN that can't go whole (`bnfold.fold.kept`).
+        norms: whether the scale and bias of LayerNormalization and its kin are folded, too.
         largest_shift: by how many times its usual size a value that several read may be shifted.
     """
 
@@ -56,6 +58,7 @@ class Options:
     keep_overridable: bool = False
     merge: bool = True
     kept: Kept = "auto"
+    norms: bool = False
     largest_shift: float = LARGEST_SHIFT
 
     def chosen(self, node: Node) -> bool:
@@ -108,13 +111,17 @@ def plan_model(
 
 
 def _plan_scope(scope: Scope, shapes: Shapes, options: Options, barred: Barred) -> Plan:
+    without = _plan_scope(scope, shapes, replace(options, norms=False), barred) if options.norms else None
     while True:
         stay = {scope.nodes[index]: refusal for (label, index), refusal in barred.items() if label == scope.label}
         ties = Ties(scope, shapes, shapes.constants(scope), options.chosen)
         ties.barred.update({node: (refusal.code, refusal.sentence) for node, refusal in stay.items()})
         tie_scope(ties)
-        plan = make_plan(ties, accept(ties, options.kept), write_out=options.kept == "affine")
-        found = objections(plan, options.largest_shift)
+        decision = accept(ties, options.kept)
+        if options.norms:
+            offer_norms(ties, decision)
+        plan = make_plan(ties, decision, write_out=options.kept == "affine")
+        found = objections(plan, options.largest_shift) or needless_adds(plan, without)
         if not found:
             return plan
         barred.update({(scope.label, node.index): refusal for node, refusal in found.items()})
@@ -170,6 +177,9 @@ def _culprits(plans: list[Plan], trouble: Unrepresentable) -> Barred:
     touched = set().union(
         *(class_keys(plan.ties, held) for held in ((edit.linear.rows, edit.linear.columns) if edit else ()))
     )
+    for norm in plan.decision.norms:  # the first that can do without
+        if norm.node is node or touched & class_keys(plan.ties, norm.rows):
+            return {(node.scope.label, norm.node.index): refusal}
     ops = [op for op in plan.decision.accepted if node in op.nodes or _touches(plan, op.target, touched)]
     merged = next((op for op in plan.ties.affines if node in op.nodes and len(op.nodes) > 1), None)
     if not ops and merged is not None:  # a chain that stays, as one op

@@ -17,7 +17,7 @@ import numpy as np
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
 from bnfold.fold.kept import Kept, blocked_values, stays_blocked
-from bnfold.fold.ties import FIXED, OUTPUT, Affine, Limit, Ties
+from bnfold.fold.ties import FIXED, OUTPUT, Affine, Limit, Linear, Ties
 from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
 
@@ -40,11 +40,13 @@ class Refusal:
 
 @dataclass
 class Decision:
-    """What became of the affine ops of a scope that no linear node absorbed."""
+    """What became of the affine ops of a scope that no linear node absorbed, and of norms if they were offered."""
 
     accepted: dict[Affine, str] = field(default_factory=dict)  # op -> BOTH, SCALE or SHIFT
     refused: dict[Affine, Refusal] = field(default_factory=dict)
     dead: dict[Affine, list[Dead]] = field(default_factory=dict)
+    norms: dict[Linear, str] = field(default_factory=dict)  # as accepted
+    norms_refused: dict[Linear, Refusal] = field(default_factory=dict)  # also where a part of it goes
 
 
 def accept(ties: Ties, kept: Kept = "reduce") -> Decision:
@@ -218,18 +220,11 @@ def _worth_a_part(op: Affine) -> bool:
 def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
     """A refusal in words: what is in the way in front of the op, and behind it."""
     own = {node.index for node in op.nodes}
-    tags = [tag for tag in dict.fromkeys(conflict.tags) if tag >= 0 and tag not in own]
-    obstacles = [node for tag in tags if (node := ties.node_of(tag)) is not None]
-    limit = _limit(ties, op, conflict, next(iter(obstacles), None), system)
+    limit = _limit(ties, op, conflict, next(iter(_obstacles(ties, own, conflict)), None), system)
     if limit is not None:
         name = f"{limit.node.op} {quoted(limit.node.name)}"
         return Refusal(limit.code, limit.node.name, f"{name} can't take it in: {limit.sentence}")
-    if obstacles:
-        behind = _in_the_way(ties, obstacles, conflict, system)
-    elif OUTPUT in conflict.tags:
-        behind = Refusal("graph-output", None, "what would change is seen outside: an output, or a body that reads it")
-    else:
-        behind = Refusal("fixed", None, "the values around it are fixed")
+    behind = in_the_way(ties, own, conflict, system)
     if ties.of(op.source) is not FIXED:
         return behind
     producer = op.source.producer
@@ -256,7 +251,23 @@ def _limit(ties: Ties, op: Affine, conflict: Conflict, obstacle: Node | None, sy
     return next((limit for limit in of_kind if np.isin(ties.scale.find(limit.scale)[0], roots).any()), None)
 
 
-def _in_the_way(ties: Ties, obstacles: list[Node], conflict: Conflict, system: str) -> Refusal:
+def in_the_way(ties: Ties, own: set[int], conflict: Conflict, system: str) -> Refusal:
+    """What a conflict ran into behind nodes of these numbers."""
+    obstacles = _obstacles(ties, own, conflict)
+    if obstacles:
+        return _refusal(ties, obstacles, conflict, system)
+    if OUTPUT in conflict.tags:
+        return Refusal("graph-output", None, "what would change is seen outside: an output, or a body that reads it")
+    return Refusal("fixed", None, "the values around it are fixed")
+
+
+def _obstacles(ties: Ties, own: set[int], conflict: Conflict) -> list[Node]:
+    """The nodes that made known what a conflict ran into, but for these numbers."""
+    tags = [tag for tag in dict.fromkeys(conflict.tags) if tag >= 0 and tag not in own]
+    return [node for tag in tags if (node := ties.node_of(tag)) is not None]
+
+
+def _refusal(ties: Ties, obstacles: list[Node], conflict: Conflict, system: str) -> Refusal:
     """The refusal for what has made both sides of the op known: padding first, since only the shift runs into it."""
     padded = {row.node for row in ties.linears} if system == "shift" else set()
     obstacle, *others = sorted(obstacles, key=lambda node: node not in padded)

@@ -1,4 +1,7 @@
-"""Account for every BatchNormalization of a model: what became of it, by which route, or why it stays."""
+"""Account for every BatchNormalization of a model: what became of it, by which route, or why it stays.
+
+With --norms for every other norm, too: it is folded if its own scale and bias are 1 and 0 now.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from bnfold.errors import quoted
+from bnfold.fold.accept import BOTH, SCALE, SHIFT
 from bnfold.fold.merge import Merging
-from bnfold.fold.plan import AffineEdit, LinearEdit, Plan
-from bnfold.fold.ties import Coordinates, Ties
+from bnfold.fold.plan import AffineEdit, Plan
+from bnfold.fold.ties import Coordinates, Linear, Ties
 from bnfold.fold.union_find import distinct
 from bnfold.graph import Graph, Node
 from bnfold.report import Counts, Entry
@@ -31,12 +35,14 @@ def _entries(plan: Plan) -> Iterator[tuple[Node, Entry]]:
                 kept = linear.linear.quantised
                 note = f", the scale of its {kept.kind} weight" if kept is not None and linear.changes_weight else ""
                 yield node, _entry(plan, node, "folded", "backward", (linear.linear.node.name,), note)
-    takers = _takers(plan) if plan.affines else {}
+    takers = _takers(plan) if plan.affines or plan.decision.norms else {}
     for edit in plan.affines:
         for node in edit.op.nodes:
             told.add(node)
             if node.op == "BatchNormalization" or not edit.ops_left:
                 yield node, _affine_entry(plan, edit, node, takers)
+    for norm in plan.decision.norms | plan.decision.norms_refused:
+        yield norm.node, _norm_entry(plan, norm, takers)
     for node in plan.scope.nodes:
         if node.op == "BatchNormalization" and node not in told:
             code, sentence = plan.ties.refused.get(node, ("fixed", "nothing is known of its surroundings"))
@@ -76,6 +82,20 @@ def _affine_entry(plan: Plan, edit: AffineEdit, node: Node, takers: dict[tuple[s
     article = "an" if left[0].startswith("A") else "a"
     note = f"; {article} {left[0]} is left: {refusal.sentence}" if refusal else ""
     return _entry(plan, node, "reduced", route, tuple(into), note)
+
+
+def _norm_entry(plan: Plan, norm: Linear, takers: dict[tuple[str, int], list[str]]) -> Entry:
+    part, refusal = plan.decision.norms.get(norm), plan.decision.norms_refused.get(norm)
+    if part is None and refusal is not None:
+        return Entry(
+            norm.node.name, norm.node.op, plan.scope.label, "kept", reason=refusal.code, obstacle=refusal.obstacle,
+            sentence=refusal.sentence,
+        )  # fmt: skip
+    into = dict.fromkeys(name for key in sorted(class_keys(plan.ties, norm.rows)) for name in takers.get(key, ()))
+    into.pop(norm.node.name, None)
+    stays = {SCALE: "bias", SHIFT: "scale"}.get(part or BOTH)
+    note = f"; its {stays} stays: {refusal.sentence}" if refusal and stays else ""
+    return _entry(plan, norm.node, "reduced" if stays else "folded", "forward", tuple(into), note)
 
 
 def _still(array: object) -> bool:
@@ -135,7 +155,7 @@ def counts(graph: Graph, plans: list[Plan], merging: Merging) -> tuple[Counts, C
             nodes = linear.linear.chain.nodes if linear.linear.chain else ()
             norms_gone += sum(node.op == "BatchNormalization" for node in nodes)
             arithmetic_before += sum(node.op != "BatchNormalization" for node in nodes)
-            arithmetic_after += _makes_add(linear)
+            arithmetic_after += linear.makes_add
         for edit in plan.affines:
             before = [node.op for node in edit.op.nodes]
             after = list(edit.ops_left)
@@ -144,7 +164,3 @@ def counts(graph: Graph, plans: list[Plan], merging: Merging) -> tuple[Counts, C
             arithmetic_after += len(after) - after.count("BatchNormalization")
     arithmetic_gone = len(gone) - merged - merging.added
     return Counts(norms + merged, arithmetic_before + arithmetic_gone), Counts(norms - norms_gone, arithmetic_after)
-
-
-def _makes_add(edit: LinearEdit) -> bool:
-    return edit.linear.bias_input is None and not edit.linear.table and edit.needs_bias

@@ -16,7 +16,7 @@ from onnx import helper
 
 from bnfold.constants import Array, finfo, unit_roundoff
 from bnfold.fold.ties import Affine, Linear, Ties
-from bnfold.fold.union_find import Floats
+from bnfold.fold.union_find import RESIDUE, Floats
 from bnfold.graph import Node
 
 if TYPE_CHECKING:
@@ -159,8 +159,10 @@ def new_bias(edit: LinearEdit, weight: Array, bias: Array | None) -> Floats:
     old = np.zeros(()) if unused else np.asarray(bias, np.float64) * edit.linear.bias_gain
     if edit.linear.node.op in ("Conv", "ConvTranspose"):
         old = old.ravel() if old.ndim else old
-    inner = edit.a * (old - shifted(edit.linear, edit.column_shift, weight)) + edit.b + edit.shift
-    result = edit.scale * inner
+    through = shifted(edit.linear, edit.column_shift, weight)
+    inner = edit.a * (old - through) + edit.b + edit.shift
+    size = np.abs(edit.a) * (np.abs(old) + np.abs(through)) + np.abs(edit.b) + np.abs(edit.shift)
+    result = np.where(np.abs(inner) <= RESIDUE * size, 0.0, edit.scale * inner)
     if edit.dead_rows.size:
         constant = edit.scale * (edit.b + edit.shift)
         result = np.where(np.isin(np.arange(len(edit.scale)), edit.dead_rows), constant, result)

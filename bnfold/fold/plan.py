@@ -79,6 +79,11 @@ class LinearEdit:
         """True if the node has to add something, whatever its bias was."""
         return bool(self.offset.any())
 
+    @property
+    def makes_add(self) -> bool:
+        """True if it has to add something and has no input for that: an Add follows."""
+        return self.linear.bias_input is None and not self.linear.table and self.needs_bias
+
 
 @dataclass(frozen=True, eq=False)
 class AffineEdit:

@@ -96,7 +96,7 @@ def _without_add(ties: Ties, decision: Decision) -> Iterator[tuple[Ids, Floats, 
     for linear in ties.linears:
         if linear.bias_input is not None or linear.table:
             continue
-        rows, columns = np.ravel(linear.rows.shift), linear.columns.shift
+        rows, columns = np.ravel(linear.rows.shift), np.ravel(linear.columns.shift)
         for given, weight in ((hoped, BIAS_VOTE), (ties.shift.known, BIAS_VOTE / 2)):
             shift, _ = _nearest(ties, columns, np.zeros(columns.size), given)  # 0 as long as nobody asks for another
             ids = np.concatenate([rows, columns])

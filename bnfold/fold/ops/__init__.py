@@ -1,6 +1,9 @@
 """The table of ops: what each one does to coordinates, one declaration an op.
 
-    linear       Conv, ConvTranspose, Gemm, MatMul, embeddings: where scale and shift go
+    linear       Conv, ConvTranspose, Gemm, MatMul: where scale and shift go
+    einsum       Einsum with one constant operand, likewise
+    embedding    Gather from a constant table
+    normalization  LayerNormalization and its kin at their output
     recurrent    LSTM, GRU, RNN at their input
     affine       BatchNormalization; Mul, Add, Sub, Div by constants: what is to go
     elementwise  Relu and its kin, odd functions
@@ -24,9 +27,12 @@ def load() -> None:
     from bnfold.fold.ops import (  # noqa: F401
         affine,
         arithmetic,
+        einsum,
         elementwise,
+        embedding,
         layout,
         linear,
+        normalization,
         pooling,
         quantisation,
         recurrent,

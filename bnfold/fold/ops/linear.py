@@ -18,7 +18,7 @@ import numpy as np
 from bnfold.constants import Array, is_floating
 from bnfold.fold.ops.affine import read_chain
 from bnfold.fold.quantised import CODE, read_bias, read_quantised, restrict
-from bnfold.fold.ties import FIXED, Coordinates, Linear, Ties, rule
+from bnfold.fold.ties import Coordinates, Linear, Ties, rule
 from bnfold.graph import Node, Value
 
 DYNAMIC = "the weight is computed while the model runs"
@@ -296,27 +296,3 @@ def _batched_columns(
         except ValueError:
             return None
     return Coordinates(flat[0], flat[1])
-
-
-@rule("Gather")
-def gather(ties: Ties, node: Node) -> bool:
-    """An embedding, Gather(table, ids) along axis 0: s * (table + t) per column.  Else parts are taken."""
-    table, output = node.input(0), node.output()
-    if table is None or output is None or not ties.is_constant(table):
-        from bnfold.fold.ops.slicing import gather_elements
-
-        return gather_elements(ties, node)
-    if ties.is_constant(node.input(1)) or int(node.attribute("axis", 0)) != 0:
-        return False
-    found = weight_of(ties, node, 0)
-    if found is None or len(found[1]) != 2:
-        return False
-    weight, shape = found
-    add_linear(
-        ties,
-        Linear(
-            node=node, source=None, output=output, weight=weight, view=shape, row_axes=(1,), column_axes=(),
-            rows=ties.fresh((shape[1],)), columns=FIXED, row_shape=(shape[1],), bias_input=None, table=True,
-        ),
-    )  # fmt: skip
-    return True
