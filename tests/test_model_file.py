@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import EncodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -196,6 +197,14 @@ def test_a_token_outside_of_raw_data_is_a_bug(tmp_path: Path) -> None:
     assert names(tmp_path) == ["m.onnx"]
 
 
+def test_more_than_a_token_in_a_tensor_is_a_bug(tmp_path: Path) -> None:
+    model = load(write(tmp_path / "m.onnx", w=array(400)))
+    model.proto.graph.initializer[0].raw_data += b"more"
+    with pytest.raises(RuntimeError, match="part of a token in a tensor; please report it"):
+        save(model, tmp_path / "out.onnx")
+    assert names(tmp_path) == ["m.onnx"]
+
+
 def test_structure_has_shapes_and_no_weights(real_models: list[Path]) -> None:
     for path in real_models:
         model = load(path)
@@ -221,6 +230,38 @@ def test_a_proto_holds_what_protobuf_can_hold(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(model_file, "MAX_FILE_SIZE", path.stat().st_size - 1)
     with pytest.raises(ModelError, match="larger than 2 GiB"):
         to_proto(wrap(ModelProto.FromString(path.read_bytes())))
+
+
+@pytest.mark.parametrize("error", [EncodeError("too large"), ValueError("too large")])
+def test_a_structure_that_protobuf_cannot_write(error: Exception) -> None:
+    class Large:
+        def SerializeToString(self) -> bytes:
+            raise error
+
+    with pytest.raises(ModelError, match=r"m\.onnx: is larger than 2 GiB in memory; save it with external data"):
+        model_file._serialise(Large(), Path("m.onnx"))
+
+
+@pytest.mark.parametrize(("room", "files"), [(0, 1), (-1, 2)])
+def test_a_file_holds_what_protobuf_can_hold(
+    room: int, files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "m.onnx", w=array(400))
+    model = load(path)
+    monkeypatch.setattr(model_file, "MAX_FILE_SIZE", path.stat().st_size + room)
+    assert len(save(model, tmp_path / "out.onnx")) == files
+    if room == 0:
+        assert load(path)
+        return
+    with pytest.raises(ModelError, match="it is larger than 2 GiB"):
+        load(path)
+
+
+def test_structure_keeps_what_shapes_are_made_of(tmp_path: Path) -> None:
+    """Small tensors are whole, wherever in the file they are: a Reshape's shape is one."""
+    found = structure(load(write(tmp_path / "m.onnx", w=array(4000), shape=np.array([2, 2]))))
+    sizes = {tensor.name: len(tensor.raw_data) for tensor in found.graph.initializer}
+    assert sizes == {"w": 0, "shape": 16}
 
 
 def test_a_model_in_memory_is_used_as_it_is(tmp_path: Path) -> None:

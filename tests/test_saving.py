@@ -232,6 +232,22 @@ def test_an_input_that_changes_meanwhile(tmp_path: Path) -> None:
     assert names(tmp_path) == ["in.onnx"]
 
 
+def test_an_input_that_changes_while_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "in.onnx", w=array(4000))
+    model = load(path)
+    real = os.fsync
+
+    def change(fd: int) -> None:
+        with path.open("r+b") as file:
+            file.write(b"\x08\x09")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", change)
+    with pytest.raises(ModelError, match="was changed by another program"):
+        save(model, tmp_path / "out.onnx")
+    assert names(tmp_path) == ["in.onnx"]
+
+
 def test_an_input_that_is_cut_short_while_it_is_copied(tmp_path: Path) -> None:
     """Touching a page of a map without a file behind it ends a process; here it is an error like others."""
     path = write(tmp_path / "in.onnx", a=array(300), b=array(4000), c=array(600_000))
