@@ -259,9 +259,10 @@ def test_a_file_holds_what_protobuf_can_hold(
 
 def test_structure_keeps_what_shapes_are_made_of(tmp_path: Path) -> None:
     """Small tensors are whole, wherever in the file they are: a Reshape's shape is one."""
-    found = structure(load(write(tmp_path / "m.onnx", w=array(4000), shape=np.array([2, 2]))))
+    shapes = {f"shape{number}": np.array([2, 2]) for number in range(100)}
+    found = structure(load(write(tmp_path / "m.onnx", w=array(4000), **shapes)))
     sizes = {tensor.name: len(tensor.raw_data) for tensor in found.graph.initializer}
-    assert sizes == {"w": 0, "shape": 16}
+    assert sizes == {"w": 0} | dict.fromkeys(shapes, 16)
 
 
 def test_a_model_in_memory_is_used_as_it_is(tmp_path: Path) -> None:
