@@ -1,6 +1,6 @@
 """Fold, then quantise, or the other way round: which keeps more accuracy?
 
-    python benchmarks/quantisation.py [--calibration 256]
+    python benchmarks/quantization_order.py [--calibration 256]
 
 ONNX Runtime's static quantiser (QDQ, uint8 activations, int8 weights, min and max over the calibration images) on
 trained networks: the shared CIFAR-10 resnet20 (Conv + BN throughout), the shared MNIST CNN (BN in odd places), and the
