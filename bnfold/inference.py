@@ -48,31 +48,45 @@ class _Slice:
     windows: int
 
 
-def infer_shapes(model: ModelProto) -> ModelProto:
+def infer_shapes(model: ModelProto, settled: set[str] | None = None, guess: bool = True) -> ModelProto:
     """A copy of the model with its shapes and types, as far as ONNX's inference gets; the model itself if it fails.
 
     Negative sizes of inputs, by which some exporters mean unknown ones, are cleared in the model.
+
+    Args:
+        model: to infer.
+        settled: outputs of Slices above which all sizes are known, by an earlier call for the same model with the same
+            sizes of inputs: they need no passes again. Those of this call are added.
+        guess: whether Slices are shown below sizes that stay unknown, too: a pass for each in a row.
     """
+    settled = set() if settled is None else settled
     for info in model.graph.input:
         for dim in info.type.tensor_type.shape.dim:
             if dim.dim_value < 0:
                 dim.Clear()
     windows, hidden = _doubtful(model)
+    hidden = [each for each in hidden if each.node.output[0] not in settled]
     for each in hidden:
         each.node.op_type = HIDDEN
     try:
         while True:
             inferred = _inferred(model)
-            sound = _sound(inferred, windows, hidden) if hidden else 0
-            shown = [each for each in hidden if not each.windows & ~sound]
+            known, sound = _sound(inferred, windows, hidden) if hidden else (0, 0)
+            shown = [each for each in hidden if not each.windows & ~(sound if guess else known)]
             if not shown:
                 return inferred
+            settled.update(each.node.output[0] for each in shown if not each.windows & ~known)
             for each in shown:
                 each.node.op_type = "Slice"
             hidden = [each for each in hidden if each not in shown]
     finally:
         for each in hidden:
             each.node.op_type = "Slice"
+
+
+def hides(inferred: ModelProto) -> bool:
+    """Whether Slices have been left out of what was inferred."""
+    return any(node.op_type == HIDDEN for node in (*inferred.graph.node, *_inside(inferred.graph.node)))
 
 
 def _inferred(model: ModelProto) -> ModelProto:
@@ -143,19 +157,20 @@ def _inside(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
         pending += [attribute.g for node in body.node for attribute in node.attribute if attribute.HasField("g")]
 
 
-def _sound(inferred: ModelProto, windows: list[_Window], hidden: list[_Slice]) -> int:
-    """Bits of the windows that are known not to be negative, and will not become so when Slices are shown."""
+def _sound(inferred: ModelProto, windows: list[_Window], hidden: list[_Slice]) -> tuple[int, int]:
+    """Bits of the windows of known sizes, and of all that aren't negative, nor become so when Slices are shown."""
     above = sum(each.bit for each in hidden)
     tensors = {info.name: info.type.tensor_type for info in (*inferred.graph.value_info, *inferred.graph.output)}
-    sound = 0
+    told = sound = 0
     for number, window in enumerate(windows):
         tensor = tensors.get(window.name)
         sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim] if tensor else []
         if any(size is not None and size < 0 for size in sizes):
             continue
         known = bool(sizes) and None not in sizes
+        told |= known << number
         sound |= (known or not window.slices & above) << number
-    return sound
+    return told, sound
 
 
 def _stays_small(model: ModelProto) -> bool:

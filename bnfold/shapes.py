@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, ValueInfoProto, numpy_helper
 
 from bnfold.constants import Constants, Dims
 from bnfold.graph import Graph, Scope, Value
-from bnfold.inference import infer_shapes
+from bnfold.inference import hides, infer_shapes
 from bnfold.model_file import LoadedModel, structure
 
 # Sizes given to symbolic dimensions in the two analyses.  The first axis is nearly always the batch; other
@@ -153,9 +153,15 @@ def _analyse(graph: Graph, model: LoadedModel, case: int, keep_overridable: bool
     _tell_same_shapes(copy.graph)
     analysis = _Analysis()
     added: set[tuple[str, str]] = set()
-    for _ in range(MAX_ROUNDS):
-        inferred = infer_shapes(copy)
+    settled: set[str] = set()
+    for rest in reversed(range(MAX_ROUNDS)):
+        inferred = infer_shapes(copy, settled, guess=not rest)
         analysis = _collect(graph, inferred)
+        if _add_known_shape_inputs(graph, model, copy, analysis, added, keep_overridable):
+            continue
+        if not hides(inferred):
+            break
+        analysis = _collect(graph, infer_shapes(copy, settled))
         if not _add_known_shape_inputs(graph, model, copy, analysis, added, keep_overridable):
             break
     return analysis

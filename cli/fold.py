@@ -51,7 +51,7 @@ def run(
         )
         options = many.words(
             in_place=in_place, force=force, dry_run=dry_run, verify=verify, no_verify=no_verify,
-            require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
+            require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept, norms=norms,
             only=only, skip=skip,
         )  # fmt: skip
         return batch.fold(

@@ -10,7 +10,7 @@ from probe_text import Probe
 from probes import PROBES
 from small_models import run
 
-from bnfold.inference import HIDDEN, infer_shapes
+from bnfold.inference import HIDDEN, hides, infer_shapes
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> g (float[1,3,{size},9] x) => (float[a,b,c,d] y) '
 SETTINGS = "<int64[1] b = {0}, int64[1] e = {2}, int64[1] a = {2}, bool[1] t = {1}>"
@@ -110,3 +110,33 @@ def test_windows_that_are_padded_enough_cost_no_pass(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
     infer_shapes(given)
     assert len(passes) == 1
+
+
+def test_what_is_settled_costs_no_pass_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a GhostNetV2: each Slice is shown in a pass of its own, but once for all rounds of an analysis."""
+    block = "h{0} = {1} (p{0}) s{0} = Slice (h{0}, b, e, a) p{2} = Pad (s{0}, u) "
+    blocks = "".join(block.format(i, POOL, i + 1) for i in range(3))
+    settings = SETTINGS.replace(">", ", int64[8] u = {0,0,2,2,0,0,2,2}>")
+    given = parse_model(f"{HEAD.format(size=9)} {settings} {{ p0 = Relu (x) {blocks} y = Relu (p3) }}")
+    passes = []
+    plain = onnx.shape_inference.infer_shapes
+
+    def counted(*arguments: object, **options: object) -> ModelProto:
+        passes.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
+    settled: set[str] = set()
+    first = shapes(infer_shapes(given, settled))
+    assert len(passes) == 4 and settled == {"s0", "s1", "s2"}
+    assert shapes(infer_shapes(given, settled)) == first
+    assert len(passes) == 5
+
+
+def test_what_has_no_known_size_is_not_settled() -> None:
+    """A later round may know it, and then it may be negative."""
+    given = parse_model(f"{HEAD.format(size='N')} {SETTINGS} {{ h = {POOL} (x) y = Slice (h, b, e, a) }}")
+    settled: set[str] = set()
+    assert [node.op_type for node in infer_shapes(given, settled).graph.node] == ["MaxPool", "Slice"]
+    assert not settled
+    assert hides(infer_shapes(given, guess=False)) and not hides(infer_shapes(given))
