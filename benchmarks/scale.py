@@ -3,9 +3,9 @@
     python benchmarks/scale.py [--part 1]
 
 Prints a markdown table with one row for each way in which a model can be large: CPU seconds of planning and of the
-whole fold at a quarter of the size and at the full size, and their ratio (4 is linear).  `tests/test_scale.py` checks
-the ratios at smaller sizes.  Exit code 1 when a limit is broken: 10,000 Conv + BN planned in 3 s, `bnfold --help` in
-0.4 s, and the ratio of any row at most `LARGEST_RATIO`.
+whole fold at a quarter of the size and at the full size, and their ratio (4 is linear); and the same for verifying a
+fold of `pairs`.  `tests/test_scale.py` checks the ratios at smaller sizes.  Exit code 1 when a limit is broken: 10,000
+Conv + BN planned in 3 s, `bnfold --help` in 0.4 s, and any ratio at most `LARGEST_RATIO`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from harness import one_cpu, run, say, table
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+import bnfold
 from bnfold.fold import Options, fold_model, plan_model
 from bnfold.model_file import wrap
 
@@ -131,6 +132,9 @@ SHAPES: dict[Callable[[int], ModelProto], int] = {
 }  # fmt: skip
 """The full size of each, in BN (for `many_convs`: Convs; for `wide_sum`: channels)."""
 
+VERIFIED = 800
+"""Conv + BN that are compared with what becomes of them."""
+
 QUADRATIC = (dense,)
 """Here the model's own size grows with the square of the count: 16 is linear."""
 
@@ -150,6 +154,13 @@ def cost(build: Callable[[int], ModelProto], count: int) -> tuple[float, float]:
     """CPU seconds of planning, and of the whole fold, static proof included."""
     model = wrap(build(count))
     return seconds(lambda: plan_model(model, Options(), {})), seconds(lambda: fold_model(model, Options()))
+
+
+def verifying(count: int) -> float:
+    """CPU seconds of comparing a model of Conv + BN with its fold."""
+    model = pairs(count)
+    folded = bnfold.fold(model, verify=False).model
+    return seconds(lambda: bnfold.verify(model, folded), runs=1)
 
 
 def main() -> int:
@@ -173,6 +184,12 @@ def main() -> int:
         if build is pairs and large[0] > PLAN_SECONDS * max(part, 0.1):
             faults.append(f"{count} Conv + BN took {large[0]:.2f} s to plan")
     print(table(["model", "n", "plan n/4", "plan n", "fold n/4", "fold n", "plan ratio", "fold ratio"], rows))
+    count = max(int(VERIFIED * part), 40)
+    quick, slow = verifying(count // 4), verifying(count)
+    ratio = slow / quick
+    if ratio > LARGEST_RATIO:
+        faults.append(f"verify: {ratio:.1f} times the time at 4 times the size")
+    print(f"\nverify of {count // 4} and {count} pairs: {quick:.1f} and {slow:.1f} CPU s, ratio {ratio:.1f}")
     print(f"\n`bnfold --help`: {help_cost.cpu:.2f} CPU s, {help_cost.peak:.0f} MB; {len(faults)} faults")
     print("\n".join(faults))
     return 1 if faults else 0

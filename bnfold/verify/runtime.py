@@ -380,10 +380,10 @@ def _rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
 
 
 def frontier(
-    made_by: Mapping[str, NodeProto], cuts: Container[str], wanted: str
+    made_by: Mapping[str, NodeProto], cuts: Container[str], wanted: Iterable[str]
 ) -> tuple[set[str], list[NodeProto]]:
     """The given values (cuts, graph inputs, initializers) that a segment begins at, and its nodes, in no order."""
-    nodes, given = _needed(made_by, cuts, [wanted])
+    nodes, given = _needed(made_by, cuts, wanted)
     return given, list(nodes.values())
 
 

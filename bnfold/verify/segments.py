@@ -81,8 +81,8 @@ class Segments:
 
     def _segment(self, pair: Pair) -> Segment:
         a, b = self.a, self.b
-        double_a, _ = frontier(a.double_makers, self.cut_a, pair.a)
-        double_b, _ = frontier(b.double_makers, self.cut_b, pair.b)
+        double_a, _ = frontier(a.double_makers, self.cut_a, [pair.a])
+        double_b, _ = frontier(b.double_makers, self.cut_b, [pair.b])
         native = (
             pair.a in a.unsupported or pair.b in b.unsupported
             or any(name in a.unsupported and name not in self.cut_a for name in double_a)

@@ -145,7 +145,7 @@ class Side:
 
     def segment(self, name: str, cuts: Mapping[str, int]) -> tuple[set[str], list[NodeProto]]:
         """Values that the segment of a value begins at, and its nodes, in the model's own graph."""
-        given, nodes = frontier(self.makers, cuts, name)
+        given, nodes = frontier(self.makers, cuts, [name])
         return given, sorted(nodes, key=lambda node: self._places[id(node)])
 
     def windows(self, names: Sequence[str], held: int = WINDOW) -> list[list[str]]:
@@ -180,10 +180,8 @@ class Side:
         cuts: list[dict[str, int]] = []
         for index, group in enumerate(groups):
             cuts.append(dict(earlier))
-            for name in group:
-                if index and name in self.double_makers:
-                    given, _ = frontier(self.double_makers, earlier, name)
-                    last.update((one, index) for one in given if one in earlier)
+            given, _ = frontier(self.double_makers, earlier, group)
+            last.update((one, index) for one in given if one in earlier)
             earlier.update(dict.fromkeys(group, DOUBLE))
         left: Feeds = {}
         for index, group in enumerate(groups):
