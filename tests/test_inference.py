@@ -95,37 +95,35 @@ def test_a_window_inside_of_a_body_hides_what_is_below() -> None:
     assert [node.op_type for node in inferred.graph.node] == ["If", HIDDEN]
 
 
-def test_windows_that_are_padded_enough_cost_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that the library's inference is run."""
+    found: list[int] = []
+    plain = onnx.shape_inference.infer_shapes
+
+    def counted(*arguments: object, **options: object) -> ModelProto:
+        found.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
+    return found
+
+
+def test_windows_that_are_padded_enough_cost_no_pass(passes: list[int]) -> None:
     """Blocks of a ShuffleNet: each Slice that is hidden would be shown in a pass of its own."""
     pool = "MaxPool <kernel_shape = [3,3], dilations = [2,1], pads = [2,1,2,1], strides = [2,1]>"
     blocks = "".join(f"h{i} = {pool} (s{i}) s{i + 1} = Slice (h{i}, b, e, a) " for i in range(5))
     given = parse_model(f"{HEAD.format(size='N')} {SETTINGS} {{ s0 = Relu (x) {blocks} y = Relu (s5) }}")
-    passes = []
-    plain = onnx.shape_inference.infer_shapes
-
-    def counted(*arguments: object, **options: object) -> ModelProto:
-        passes.append(1)
-        return plain(*arguments, **options)
-
-    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
     infer_shapes(given)
     assert len(passes) == 1
 
 
-def test_what_is_settled_costs_no_pass_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_settled_costs_no_pass_again(passes: list[int]) -> None:
     """Blocks of a GhostNetV2: each Slice is shown in a pass of its own, but once for all rounds of an analysis."""
     block = "h{0} = {1} (p{0}) s{0} = Slice (h{0}, b, e, a) p{2} = Pad (s{0}, u) "
     blocks = "".join(block.format(i, POOL, i + 1) for i in range(3))
     settings = SETTINGS.replace(">", ", int64[8] u = {0,0,2,2,0,0,2,2}>")
     given = parse_model(f"{HEAD.format(size=9)} {settings} {{ p0 = Relu (x) {blocks} y = Relu (p3) }}")
-    passes = []
-    plain = onnx.shape_inference.infer_shapes
-
-    def counted(*arguments: object, **options: object) -> ModelProto:
-        passes.append(1)
-        return plain(*arguments, **options)
-
-    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
     settled: set[str] = set()
     first = shapes(infer_shapes(given, settled))
     assert len(passes) == 4 and settled == {"s0", "s1", "s2"}
