@@ -339,3 +339,18 @@ def test_what_cancels_is_zero() -> None:
 def test_unit_roundoff() -> None:
     """Half an ulp of 1: every noise floor is made of it."""
     assert [unit_roundoff(np.dtype(name)) for name in ("float16", "float32", "float64")] == [2**-11, 2**-24, 2**-53]
+
+
+@pytest.mark.parametrize(("spatial", "ops"), [(1, ["Conv"]), (4, ["Conv", "BatchNormalization", "Conv"])])
+def test_a_norm_of_each_position_between_convs(spatial: int, ops: list[str]) -> None:
+    """Before opset 9 with spatial = 0, parameters are (C, D1): the proof refused (C, 1), one for each channel."""
+    text = (
+        f"x[2,2,{spatial + 2}] -> y | h = Conv(x, w[3,2,3]); "
+        f"n = BatchNormalization<spatial=0>(h, s[3,{spatial}], b[3,{spatial}], m[3,{spatial}], v[3,{spatial}]); "
+        "y = Conv(n, u[3,3,1], f[3])"
+    )
+    probe = Probe("positions", "", text, opset=8, values={"v": 1.0})
+    model = probe.model()
+    folded = to_proto(fold_model(wrap(model), Options()).model)
+    assert [node.op_type for node in folded.graph.node] == ops
+    assert_same_function(model, folded, probe.batches())

@@ -279,9 +279,9 @@ class _Walk:
             slope = gamma / np.sqrt(variance + np.float64(np.float32(node.attribute("epsilon", 1e-5))))
             assert constants[1] is not None
             slope = unrounded(slope, constants[1].dtype, lambda: self._type(self._input(node, 0)))
-            if gamma.ndim != 1:
-                raise Mismatch("a BatchNormalization has no vectors")
-            return _scaled(self.linear(self._input(node, 0)), slope, beta - slope * mean)
+            if max(gamma.shape[1:], default=1) > 1:  # spatial = 0, before opset 9
+                raise Mismatch("a BatchNormalization varies along other axes than that of channels")
+            return _scaled(self.linear(self._input(node, 0)), slope.ravel(), (beta - slope * mean).ravel())
         index = 1 if constants[1] is not None else 0
         array = self._array(node, index)
         inner = self.linear(self._input(node, 1 - index))
