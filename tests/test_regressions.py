@@ -5,6 +5,8 @@ The notation is that of `probe_text`; the last number is how many per-channel op
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -354,3 +356,27 @@ def test_a_norm_of_each_position_between_convs(spatial: int, ops: list[str]) -> 
     folded = to_proto(fold_model(wrap(model), Options()).model)
     assert [node.op_type for node in folded.graph.node] == ops
     assert_same_function(model, folded, probe.batches())
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "given"),
+    [
+        ("x[N,3,4,4] i:int64[2] -> y | h = Conv(x, w[4,3,1,1]); g = Gather<axis=3>(h, i); y = BN4(g)", 0, [3, 0]),
+        ("x[N,3,4] i:int64[2,1] -> y | h = Conv(x, w[4,3,1]); g = Gather<axis=2>(h, i); y = BN4(g)", 0, [[3], [1]]),
+        ("x[N,3,4,4] i:int64[4] -> y | h = Conv(x, w[4,3,1,1]); g = Gather<axis=1>(h, i); y = BN4(g)", 1, [2, 2, 0, 1]),
+        ("x[N,4,6] i:int64[3] -> y | h = Conv(x, w[4,4,1]); r = Reshape(h, i); y = BN4(r)", 1, [6, 4, 2]),
+        ("x[N,4,6] -> y | n = BN4(x); y = Reshape(n, s:int64[3]={0,6,4})", 1, None),
+        # a map of each position would be too large
+        ("x[1,4,600,600] -> y | n = BN4(x); y = Reshape(n, s:int64[4]={0,600,4,600})", 1, None),
+    ],
+)
+def test_data_that_move_where_no_map_follows(text: str, left: int, given: Any) -> None:
+    """No test noticed changes of these rules: along an axis of one coordinate data may go anywhere, else not."""
+    model = Probe("given", "", text).model()
+    folded = to_proto(fold_model(wrap(model), Options()).model)
+    assert [node.op_type for node in folded.graph.node].count("BatchNormalization") == left
+    shape = (2, *(axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim[1:]))
+    feeds = {"x": np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+    if given is not None:
+        feeds["i"] = np.array(given)
+    assert_same_function(model, folded, [feeds])
