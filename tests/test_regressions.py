@@ -367,7 +367,7 @@ def test_a_norm_of_each_position_between_convs(spatial: int, ops: list[str]) -> 
         ("x[N,4,6] i:int64[3] -> y | h = Conv(x, w[4,4,1]); r = Reshape(h, i); y = BN4(r)", 1, [6, 4, 2]),
         ("x[N,4,6] -> y | n = BN4(x); y = Reshape(n, s:int64[3]={0,6,4})", 1, None),
         # a map of each position would be too large
-        ("x[1,4,600,600] -> y | n = BN4(x); y = Reshape(n, s:int64[4]={0,600,4,600})", 1, None),
+        ("x[1,4,600,600] -> y | n = BN4(x); y = Reshape(n, s:int64[4]={0,600,600,4})", 1, None),
     ],
 )
 def test_data_that_move_where_no_map_follows(text: str, left: int, given: Any) -> None:
