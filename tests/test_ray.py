@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,10 +88,21 @@ def test_a_model_that_cannot_run_is_told(cluster: Any) -> None:
         package.recalibrate(model, X, batch_size=16, engine="ray")
 
 
+def wait_for_two_workers() -> None:
+    """Of the CPUs of a cluster that has just begun, or whose last workers have just ended, it learns after a moment."""
+    import ray
+
+    for _ in range(300):
+        if ray.available_resources().get("CPU") == 2:
+            return
+        time.sleep(0.1)
+
+
 def test_a_worker_is_lost(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node goes in the middle of the data, with the worker that it has: its batches go to the other."""
     from bnfold.recalibrate import engine_ray
 
+    wait_for_two_workers()
     given = []
     submit = engine_ray._Pool._submit
     monkeypatch.setattr(engine_ray._Pool, "_submit", lambda pool, number: (given.append(number), submit(pool, number)))
@@ -99,6 +111,8 @@ def test_a_worker_is_lost(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None
         for number in range(60):
             if lose and number == 20:
                 cluster.remove_node(cluster.other, allow_graceful=False)
+            if lose and number > 20:
+                time.sleep(0.2)  # its worker goes on for a moment before Ray ends it
             yield X[:16] + np.float32(number / 10)
 
     local = package.recalibrate(conv_net(), batches(lose=False), batch_size=16)
