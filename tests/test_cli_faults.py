@@ -14,7 +14,7 @@ import onnx
 import pytest
 import small_models
 from test_cli_states import command, contents, make_world
-from test_saving_faults import STEPS, Trip
+from test_saving_faults import Trip, die_at
 
 COMMANDS = {
     "recalibrate": ("recalibrate", "e.onnx", "--undo", "undo.npz", "--checkpoint", "progress", "--method", "exact"),
@@ -87,20 +87,7 @@ def killed(at: int, job: Callable[[], Any]) -> bool:
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    calls = 0
-
-    def killing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in STEPS:
-        setattr(os, name, killing(getattr(os, name)))
+    die_at(at)
     try:
         job()
     finally:

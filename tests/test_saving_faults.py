@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,24 @@ from bnfold.errors import OutputError
 from bnfold.model_file import load, save
 
 STEPS = ("open", "writev", "fsync", "link", "unlink", "replace")
+
+
+def die_at(at: int) -> None:
+    """Have this process killed at the n-th call of the system that saving is made of."""
+    calls = 0
+
+    def killing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in STEPS:
+        setattr(os, name, killing(getattr(os, name)))
 
 
 class Trip:
@@ -112,7 +131,7 @@ KILLER = """
     from pathlib import Path
     sys.path[:0] = {path!r}
     from small_models import array, same_weights, snapshot, write_external, zeroed
-    from test_saving_faults import STEPS, load, save
+    from test_saving_faults import die_at, load, save
     import numpy as np
 
     for at in range(1, 100):
@@ -125,17 +144,7 @@ KILLER = """
         zeroed(model, "w")
         child = os.fork()
         if not child:
-            calls = 0
-            def killing(real):
-                def call(*args, **kwargs):
-                    global calls
-                    calls += 1
-                    if calls == at:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return real(*args, **kwargs)
-                return call
-            for name in STEPS:
-                setattr(os, name, killing(getattr(os, name)))
+            die_at(at)
             save(model, target, overwrite=True)
             os._exit(0)
         killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
