@@ -26,17 +26,12 @@ def demand(html: str | None, outputs: Sequence[str | os.PathLike[str]], inputs: 
     """
     if html is None:
         return
-    from bnfold.atomic import check_output, demand_apart
-    from bnfold.model_file import data_files
     from bnfold.page.document import demand_libraries
 
     demand_libraries()
     if not html.lower().endswith(ENDINGS):
         raise UsageError(f"--html writes {' or '.join(ENDINGS)}, by the end of the name; {quoted(html)} has another")
-    check_output(Path(html), True, [])
-    read = [name for name in inputs if os.path.exists(name)]
-    demand_apart([html], [*read, *data_files(read)])
-    demand_apart([html, *outputs], [])
+    _demand_place(html, outputs, inputs)
 
 
 def drawn(model: str, *wanted: str | None) -> Network | None:
@@ -68,15 +63,20 @@ def demand_plot(plot: str | None, outputs: Sequence[str | os.PathLike[str]], inp
         return
     from importlib.util import find_spec
 
+    if any(find_spec(name) is None for name in ("matplotlib", "networkx")):
+        raise UsageError("--plot needs matplotlib and networkx; pip install 'bnfold[plot]'")
+    _demand_place(plot, outputs, inputs)
+
+
+def _demand_place(file: str, outputs: Sequence[str | os.PathLike[str]], inputs: Iterable[str]) -> None:
+    """A file that may be written, and is neither an input, data of one, nor another output."""
     from bnfold.atomic import check_output, demand_apart
     from bnfold.model_file import data_files
 
-    if any(find_spec(name) is None for name in ("matplotlib", "networkx")):
-        raise UsageError("--plot needs matplotlib and networkx; pip install 'bnfold[plot]'")
-    check_output(Path(plot), True, [])
+    check_output(Path(file), True, [])
     read = [name for name in inputs if os.path.exists(name)]
-    demand_apart([plot], [*read, *data_files(read)])
-    demand_apart([plot, *outputs], [])
+    demand_apart([file], [*read, *data_files(read)])
+    demand_apart([file, *outputs], [])
 
 
 def write_plot(plot: str, network: Network, entries: Iterable[Mapping[str, Any]], title: str) -> list[Path]:
