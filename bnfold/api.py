@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from bnfold.model_file import LoadedModel
 from bnfold.report import Entry, FoldReport
 
 if TYPE_CHECKING:
+    from bnfold.requantize import Requantization
     from bnfold.verify.comparison import Comparison
     from bnfold.verify.relation import RelationCheck
     from bnfold.verify.static import StaticProof
@@ -54,12 +55,14 @@ class FoldResult(ModelResult):
     Attributes:
         report: what became of every BatchNormalization, and counts.
         verification: how it is known that nothing changed.
+        requantization: what moved all the same, where rounding did because `requantize` asked for it; else None.
     """
 
     report: FoldReport
     verification: Verification
     _model: LoadedModel = field(repr=False)
     _give_back: GiveBack = field(repr=False)
+    requantization: Requantization | None = None
 
     @property
     def folded(self) -> tuple[Entry, ...]:
@@ -81,6 +84,7 @@ class FoldResult(ModelResult):
         return self.report.to_dict() | {
             "notices": list(self.notices),
             "verification": self.verification.to_dict(),
+            "requantization": None if self.requantization is None else self.requantization.to_dict(),
         }
 
 
@@ -95,6 +99,7 @@ def fold(
     merge: bool = True,
     kept: Kept = "auto",
     norms: bool = False,
+    requantize: Any = None,
 ) -> FoldResult:
     """Remove BatchNormalization from a model without changing what it computes.
 
@@ -118,10 +123,14 @@ def fold(
             but those whose statistics or parameters are no constants.
         norms: whether LayerNormalization, RMSNormalization, GroupNormalization and InstanceNormalization give their
             scale and bias away, too: they become 1 and 0 where what reads them can take both.
+        requantize: data (whatever `bnfold.recalibrate.data.open_data` takes) to measure the steps of rounding on that
+            is in the way of BN: it moves behind BN then (`bnfold.requantize`). This changes what is rounded;
+            `requantization` says by how much, and `verification` is about all the rest.
 
     Raises:
-        UsageError: no model, or arguments that contradict each other.
-        ModelError: the model isn't sound, its data can't be read, or it overflows, so that no check is possible.
+        UsageError: no model, arguments that contradict each other, or data that don't fit the model.
+        ModelError: the model isn't sound, its data can't be read, or it overflows, so that no check is possible; or
+            it can't be run on the data.
         NotEquivalentError: a check failed, or could not be made though it is required.
     """
     read_kept(kept, "kept")
@@ -129,24 +138,37 @@ def fold(
         raise UsageError("the relation check can't be both required and left out; drop one of the two")
     only, skip = ((patterns,) if isinstance(patterns, str) else tuple(patterns) for patterns in (only, skip))
     options = Options(only, skip, keep_overridable, merge, kept, norms)
-    return fold_with(model, options, verify, require_verify)
+    return fold_with(model, options, verify, require_verify, requantize)
 
 
 def fold_with(
-    model: Any, options: Options, verify: bool | Literal["full"] = True, require_verify: bool = False
-) -> FoldResult:
+    model: Any, options: Options, verify: bool | Literal["full"] = True, require_verify: bool = False,
+    requantize: Any = None,
+) -> FoldResult:  # fmt: skip
     """`fold`, with options as one."""
     original, give_back = open_model(model)
+    requantization = None
     with naming(original.path):
         log.info("folding")
-        folding, verification = _fold(original, options, verify)
+        if requantize is None:
+            folding, verification = _fold(original, options, verify)
+        else:
+            folding, verification, requantization = _fold_rounded(original, options, verify, requantize)
         if require_verify and verification.skipped and _has_changed(folding):
             what = f"the relation check, which is required, can't be made: {verification.skipped}"
             raise NotEquivalentError(what)
         names = (entry.name for entry in folding.report.entries if entry.op.endswith("Normalization"))
         unmatched = options.unmatched(names, "norm" if options.norms else "BatchNormalization")
-    report = replace(folding.report, notices=(*folding.report.notices, *unmatched))
-    return FoldResult(report, verification, folding.model, give_back)
+    told = (*unmatched, *_hints(folding.report, requantize is not None))
+    report = replace(folding.report, notices=(*folding.report.notices, *told))
+    return FoldResult(report, verification, folding.model, give_back, requantization)
+
+
+def _hints(report: FoldReport, requantized: bool) -> Iterator[str]:
+    """What the user could do besides."""
+    behind = sum(entry.reason == "quantised-values" for entry in report.kept)
+    if behind and not requantized:
+        yield f"{behind} BN are behind rounded activations: --requantize DATA moves the rounding, which changes it"
 
 
 def _fold(original: LoadedModel, options: Options, verify: bool | Literal["full"]) -> tuple[Folding, Verification]:
@@ -158,6 +180,25 @@ def _fold(original: LoadedModel, options: Options, verify: bool | Literal["full"
     if verify == "full" and _has_changed(folding):
         verification = replace(verification, comparison=_compared(original, folding))
     return folding, verification
+
+
+def _fold_rounded(
+    original: LoadedModel, options: Options, verify: bool | Literal["full"], given: Any
+) -> tuple[Folding, Verification, Requantization | None]:
+    """Fold and check with the rounding that is in the way taken out, and put it back behind BN."""
+    from bnfold.recalibrate.data import open_data
+    from bnfold.requantize import SAMPLES_AT_A_TIME, finish, loosen
+    from bnfold.verify.inputs import ports
+
+    data = open_data(given, ports(original.proto)[0], batch_size=SAMPLES_AT_A_TIME)
+    loose = loosen(original, options, data)
+    folding, verification = _fold(loose.model, options, verify)
+    requantization = None
+    if loose.pairs:
+        log.info("measuring steps")
+        folding, requantization = finish(original, folding, loose, data)
+    notices = (*folding.report.notices, *loose.notices, *data.notices)
+    return replace(folding, report=replace(folding.report, notices=notices)), verification, requantization
 
 
 def _checked(original: LoadedModel, options: Options, folding: Folding) -> tuple[Folding, Verification]:

@@ -45,6 +45,7 @@ Examples:
   bnfold fold model.onnx --dry-run -v             what would become of each BatchNorm
   bnfold fold model.onnx --skip '*head*' --json   leaves these alone; the account as JSON
   bnfold fold models/*.onnx -o folded --jobs 4    many, four at once; the highest of their exit codes
+  bnfold fold int8.onnx --requantize data.npz:x   BatchNorm behind rounded activations goes, too
 """
 
 INSPECT_EXAMPLES = """\b
@@ -166,6 +167,17 @@ def fold(
         list[str] | None,
         typer.Option("--skip", metavar="PATTERN", help="Leave nodes with such a name alone; repeatable."),
     ] = None,
+    requantize: options.Requantize = None,
+    labels: options.Labels = None,
+    batch_size: options.RequantizeBatchSize = None,
+    samples: options.Samples = None,
+    seed: options.RequantizeSeed = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    layout: options.Layout = None,
+    scale: options.Scale = None,
     plot: options.PlotNetwork = None,
     html: options.Html = None,
     json: Json = False,
@@ -173,15 +185,16 @@ def fold(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="One line for each BatchNorm.")] = False,
 ) -> Job:
     """Remove BatchNorm from a model without changing its function."""
-    from .fold import run
+    from .fold import Request, run
 
-    return partial(
-        run, models, jobs=jobs, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
-        no_verify=no_verify,
-        require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge, kept=kept,
-        norms=norms,
-        only=only or (), skip=skip or (), plot=plot, html=html, json=json, quiet=quiet, verbose=verbose,
+    request = Request(
+        models, jobs=jobs, output=output, in_place=in_place, force=force, dry_run=dry_run, verify=verify,
+        no_verify=no_verify, require_verify=require_verify, keep_overridable=keep_overridable, no_merge=no_merge,
+        kept=kept, norms=norms, only=only or (), skip=skip or (), requantize=requantize, labels=labels,
+        batch_size=batch_size, samples=samples, seed=seed, plot=plot, html=html,
     )  # fmt: skip
+    images = {"resize": resize, "crop": crop, "mean": mean, "std": std, "layout": layout, "scale": scale}
+    return partial(run, request, images, json=json, quiet=quiet, verbose=verbose)
 
 
 @app.command(epilog=INSPECT_EXAMPLES)

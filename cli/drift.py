@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from bnfold import RecalibrationResult
     from bnfold.recalibrate.drift import Drift
 
-    from .recalibrate import Judgement, Request
+    from .judgement import Judgement
+    from .recalibrate import Request
 
 # What is shown without -v: BNs of the table, notices, BNs that could not be measured.
 ROWS, NOTICES, UNMEASURED = 12, 5, 3

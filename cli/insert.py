@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bnfold.errors import UsageError, quoted
 
 from . import page, render
-from .recalibrate import image_options
+from .data import file_of, image_options, opened
 from .request import choose_one, target
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
     with render.progress(quiet=quiet, verbose=verbose), redirect_stdout(sys.stderr):
         import bnfold
 
-        given = "" if request.data is None else request.data
-        given = given if os.path.exists(given) else given.rpartition(":")[0]
+        given = "" if request.data is None else file_of(request.data)
         page.demand(request.html, [request.target], [request.model, given])
         if not request.dry_run and os.path.exists(request.model):  # soon, rather than after minutes of work
             from bnfold.atomic import check_output, demand_apart
@@ -108,17 +107,9 @@ def _opened(request: Request, images: ImageOptions) -> Data | None:
     """What to measure on."""
     if request.data is None:
         return None
-    from bnfold.frontends import naming, open_model
-    from bnfold.recalibrate.data import open_data
-    from bnfold.verify.inputs import ports
-
-    model, _ = open_model(request.model)
-    with naming(model.path):
-        inputs, _ = ports(model.proto)
-        return open_data(
-            request.data, inputs, batch_size=request.batch_size, samples=request.samples, seed=request.seed,
-            images=images,
-        )  # fmt: skip
+    return opened(
+        request.model, request.data, images, batch_size=request.batch_size, samples=request.samples, seed=request.seed
+    )
 
 
 # -- how it looks -----------------------------------------------------------------------------------

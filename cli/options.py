@@ -27,6 +27,12 @@ _LABELS = (
     "quarter is held out)."
 )
 
+_REQUANTIZE = (
+    "Move rounding of activations that is in the way of BatchNorm behind it, in steps measured on this: arrays, images "
+    "or Python, as --data of recalibrate. This changes what is rounded; the account says by how much. The options "
+    "from here to --scale are about it."
+)
+
 Data = Annotated[Text, _option("--data", metavar="DATA", text=_DATA)]
 Output = Annotated[Text, _option("-o", "--output", metavar="FILE", text="By default NAME.recalibrated.onnx.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace MODEL itself.")]
@@ -45,6 +51,11 @@ Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Use at mo
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the order of the samples, and of --augment.")]
 Only = Annotated[Patterns, _option("--only", metavar="PATTERN", text="Only nodes of such a name (* ?); repeatable.")]
 Skip = Annotated[Patterns, _option("--skip", metavar="PATTERN", text="Leave such names alone; repeatable.")]
+Requantize = Annotated[Text, _option("--requantize", metavar="DATA", text=_REQUANTIZE)]
+RequantizeBatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Samples at a time, if the model leaves it open; 16.")
+]
+RequantizeSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Of the order of the samples; 0.")]
 Provider = Annotated[str, _option("--provider", metavar="NAME", text="cpu, cuda, tensorrt.")]
 CacheSize = Annotated[
     int | None,

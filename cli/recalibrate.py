@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import BnfoldError, UsageError, quoted
+from bnfold.errors import BnfoldError, UsageError
 
 from . import drift, page, render
+from .data import file_of, image_options, opened
+from .judgement import judged, named
 from .request import choose_one, target
 
 if TYPE_CHECKING:
@@ -21,30 +22,7 @@ if TYPE_CHECKING:
     from bnfold.recalibrate.data import Data
     from bnfold.recalibrate.images import ImageOptions
 
-# Zeros around an image in the usual training of CIFAR-10.
-PAD = 4
 MEGABYTE = 10**6
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """How good the model was before and is after: numbers, of which more is better, and texts."""
-
-    label: str
-    before: float
-    after: float
-    shown: str
-    samples: int | None = None
-
-    @property
-    def better(self) -> bool:
-        """Whether recalibration brought something."""
-        return self.after > self.before
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        found = {"before": self.before, "after": self.after}
-        return {self.label: found if self.samples is None else {**found, "samples": self.samples}}
 
 
 @dataclass(frozen=True)
@@ -106,7 +84,7 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
         _demand_places(request)
         data, held_out = _opened(request, options)
         result = _measured(request, data)
-        judgements = list(_judged(request, result, held_out))
+        judgements = judged(request.model, result, held_out, request.metric)
         worse = request.only_if_better and not all(one.better for one in judgements)
         pictures = _plotted(request, result)  # first: nothing is written if it fails
         network = page.drawn(request.model, request.html)
@@ -115,8 +93,8 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
             result.drop_checkpoint()
         notices = list(dict.fromkeys((*result.notices, *(held_out.notices if held_out is not None else ()))))
         names = {"input": request.model, "output": str(request.target), "written": [str(file) for file in files]}
-        judged = {key: value for one in judgements for key, value in one.to_dict().items()}
-        report = names | {"data": request.data} | judged | result.to_dict() | {"notices": notices}
+        judgement = {key: value for one in judgements for key, value in one.to_dict().items()}
+        report = names | {"data": request.data} | judgement | result.to_dict() | {"notices": notices}
         if request.html is not None and network is not None:
             from bnfold.page import for_recalibrate
 
@@ -147,7 +125,7 @@ def _demand_sense(request: Request) -> None:
     if request.only_if_better and request.labels is None and request.metric is None:
         raise UsageError("--only-if-better needs --labels or --metric, to know what is better")
     if request.metric is not None:
-        _named(request.metric)
+        named(request.metric)
     if request.address is not None and request.engine != "ray":
         raise UsageError("--address is of --engine ray; drop it, or choose that")
     _demand_different_files(request)
@@ -177,8 +155,7 @@ def _demand_places(request: Request) -> None:
         check_output(request.target, request.overwrite, [])
         if request.undo is not None:
             check_output(Path(request.undo), request.force, [])
-    inputs = [given.rpartition(":")[0] if not os.path.exists(given) else given
-              for given in (request.data, request.test, request.metric, request.restore) if given]  # fmt: skip
+    inputs = [file_of(given) for given in (request.data, request.test, request.metric, request.restore) if given]
     others = [name for name in (request.undo, request.plot, request.html) if name is not None]
     page.demand(request.html, [], [request.model, *inputs])
     demand_apart(others, [request.model, *inputs, *data_files([request.model])])
@@ -188,21 +165,21 @@ def _demand_places(request: Request) -> None:
 
 def _opened(request: Request, images: ImageOptions) -> tuple[Data, Data | None]:
     """What to measure on, and what to evaluate on, if anything."""
-    from bnfold.frontends import naming, open_model
-    from bnfold.recalibrate.data import open_data, open_labelled
-    from bnfold.verify.inputs import ports
+    assert request.data is not None
+    data = opened(
+        request.model, request.data, images, batch_size=request.batch_size, samples=request.samples,
+        seed=request.seed, labels=request.labels if request.test is None else None,
+    )  # fmt: skip
+    if request.test is None or request.labels is None:
+        return data, data.held_out
+    from bnfold.frontends import naming
+    from bnfold.recalibrate.data import open_labelled
 
-    model, _ = open_model(request.model)
-    with naming(model.path):
-        inputs, _ = ports(model.proto)
-        apart = request.test is not None
-        data = open_data(
-            request.data, inputs, batch_size=request.batch_size, samples=request.samples, seed=request.seed,
-            images=images, labels=None if apart else request.labels,
-        )  # fmt: skip
-        if request.test is None or request.labels is None:
-            return data, data.held_out
-        return data, open_labelled(request.test, inputs, request.labels, batch_size=request.batch_size, images=images)
+    with naming(Path(request.model)):
+        labelled = open_labelled(
+            request.test, data.inputs, request.labels, batch_size=request.batch_size, images=images
+        )
+    return data, labelled
 
 
 def _measured(request: Request, data: Data) -> RecalibrationResult:
@@ -218,34 +195,6 @@ def _measured(request: Request, data: Data) -> RecalibrationResult:
         only=request.only, skip=request.skip, provider=request.provider, checkpoint=request.checkpoint,
         engine=engine, address=request.address,
     )  # fmt: skip
-
-
-def _judged(request: Request, result: RecalibrationResult, held_out: Data | None) -> Iterator[Judgement]:
-    """How good the model is before and after, by labels and by the user's metric, if there are any."""
-    if held_out is None and request.metric is None:
-        return
-    from bnfold.frontends import naming
-    from bnfold.model_file import load, to_proto
-    from bnfold.recalibrate.accuracy import accuracy, metric
-    from bnfold.recalibrate.data_python import imported
-
-    with naming(Path(request.model)):
-        old = to_proto(load(request.model))
-        if held_out is not None:
-            before, after = accuracy(old, held_out), accuracy(result.model, held_out)
-            shown = f"{before} → {after}, on samples that were not measured on"
-            yield Judgement("accuracy", before.fraction, after.fraction, shown, before.count)
-        if request.metric is not None:
-            function = imported(*_named(request.metric))
-            first, second = metric(old, function), metric(result.model, function)
-            yield Judgement("metric", first, second, f"{first:.6g} → {second:.6g}, by {request.metric}")
-
-
-def _named(metric: str) -> tuple[str, str]:
-    path, colon, name = metric.rpartition(":")
-    if not colon or not path:
-        raise UsageError(f"--metric is FILE.py:FUNCTION or MODULE:FUNCTION, not {quoted(metric)}")
-    return path, name
 
 
 def _plotted(request: Request, result: RecalibrationResult) -> list[Path]:
@@ -288,65 +237,3 @@ def _restore(request: Request, *, json: bool, quiet: bool, verbose: bool) -> Non
         render.as_json("restore", {**names, "restored": count, "notices": list(model.notices)})
     elif not quiet:
         drift.show_restored(request, count, model.notices, files)
-
-
-# -- images -----------------------------------------------------------------------------------------
-
-
-def image_options(
-    resize: str | None, crop: str | None, mean: str | None, std: str | None,
-    layout: str | None, scale: str | None, augment: str | None,
-) -> ImageOptions:  # fmt: skip
-    """The image options, of what the command line says.
-
-    Raises: UsageError.
-    """
-    from bnfold.recalibrate.images import ImageOptions
-
-    given: dict[str, Any] = {
-        "resize": _size("--resize", resize), "crop": _size("--crop", crop), "mean": _numbers("--mean", mean),
-        "std": _numbers("--std", std), "augment_pad": _pad(augment),
-    }  # fmt: skip
-    if layout is not None:
-        if layout.lower() not in ("nchw", "nhwc"):
-            raise UsageError(f"--layout is nchw or nhwc, not {quoted(layout)}")
-        given["layout"] = layout.lower()
-    if scale is not None:
-        upper, _, lower = scale.partition("/")
-        given["scale"] = _number("--scale", upper) / (_number("--scale", lower) if lower else 1)
-    said = any(value is not None for value in (resize, crop, mean, std, layout, scale, augment))
-    return ImageOptions(**given, given=said)
-
-
-def _size(option: str, text: str | None) -> int | tuple[int, int] | None:
-    """'224' or '224x320' (height, width)."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise UsageError(f"{option} is a number of pixels or HEIGHTxWIDTH, not {quoted(text)}")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...]:
-    return () if text is None else tuple(_number(option, part) for part in text.split(","))
-
-
-def _number(option: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or (value == 0 and option != "--mean"):
-        raise UsageError(f"{option} takes numbers, as in 0.5 or 0.485,0.456,0.406, not {quoted(text)}")
-    return value
-
-
-def _pad(text: str | None) -> int | None:
-    """'crop-flip' or 'crop-flip:4'."""
-    if text is None:
-        return None
-    kind, colon, pad = text.partition(":")
-    if kind != "crop-flip" or (colon and not pad.isdecimal()):
-        raise UsageError(f"--augment is crop-flip or crop-flip:PIXELS, not {quoted(text)}")
-    return int(pad) if colon else PAD

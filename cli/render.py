@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from bnfold import Entry, FoldResult, Inspection
     from bnfold.inspection import BatchNorm, Neighbour, Port
     from bnfold.report import Merge
+    from bnfold.requantize import Requantization
+
+    from .judgement import Judgement
 
 PER_CHANNEL = "that only scale and shift channels (BN; Mul, Add, Sub, Div by constants)"
 
@@ -78,12 +81,15 @@ def as_json(kind: str, data: dict[str, Any]) -> None:
 
 
 def folded(
-    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, pages: Sequence[Path], verbose: bool,
-    needs_force: bool, norms: bool,
+    result: FoldResult, model: Path, target: Path, files: Sequence[Path], *, pages: Sequence[Path],
+    judgements: Sequence[Judgement], verbose: bool, needs_force: bool, norms: bool,
 ) -> None:  # fmt: skip
     """Print the account of a fold; `files` is empty if no model was written; `norms`: whether they count."""
     rows = list(_counts(result, norms))
     rows += _checks(result)
+    if result.requantization is not None:
+        rows += _requantized(result.requantization, verbose)
+    rows += [(one.label, one.shown) for one in judgements]
     if verbose:
         rows += [(entry.outcome, _entry(entry)) for entry in result.report.entries]
         rows += [("merged", _merge(merge)) for merge in result.report.merges]
@@ -175,7 +181,29 @@ def _checks(result: FoldResult) -> Iterator[Row]:
         yield "check", f"not made: {result.verification.skipped}"
     else:
         noise = f"worst {found.worst:.2g} × the model's own rounding noise (limit {found.limit:g})"
-        yield "check", f"{_plural(found.values, 'value')} obey v' = s(v + t); {noise}"
+        apart = "" if result.requantization is None else ", the rounding that moved left out"
+        yield "check", f"{_plural(found.values, 'value')} obey v' = s(v + t){apart}; {noise}"
+
+
+def _requantized(found: Requantization, verbose: bool) -> Iterator[Row]:
+    """Where rounding went, and what that changes."""
+    gone, left = len(found.gone), len(found.pairs) - len(found.gone)
+    parts = [f"{left} with steps measured on {_plural(found.samples, 'sample')}"] if left else []
+    parts += [f"{gone} gone, since what follows rounds"] if gone else []
+    yield "rounding", f"{_plural(len(found.pairs), 'pair')} moved behind BN: {', '.join(parts)}"
+    for pair in found.pairs if verbose else ():
+        old, new = pair.before, pair.after
+        noise = "gone" if new is None else f"noise {_share(old.noise)} → {_share(new.noise)}"
+        yield "", f"{quoted(pair.name)}  {noise}" + (f", step {old.step:.3g} → {new.step:.3g}" if new else "")
+    for output in found.outputs:
+        apart = f"{_share(output.rounding_before)} before, {_share(output.rounding_after)} now"
+        kept = f"; {output.same_class} of {_plural(found.compared, 'sample')} keep their class"
+        text = f"moved by {_share(output.change)} (rms); from the model without rounding: {apart}"
+        yield "output", f"{quoted(output.name)} {text}{'' if output.same_class is None else kept}"
+
+
+def _share(part: float) -> str:
+    return f"{100 * part:.2g} %"
 
 
 def _kept(entries: Sequence[Entry]) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from bnfold.errors import UsageError
@@ -12,6 +13,13 @@ def choose_one(*options: tuple[str, bool]) -> None:
     given = [name for name, is_given in options if is_given]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} contradict each other; choose one")
+
+
+def demand_with(option: str, is_given: bool, others: Mapping[str, object]) -> None:
+    """Raises: UsageError if an option that says more about another one was given without it."""
+    extra = [f"--{name}" for name, value in others.items() if value is not None]
+    if extra and not is_given:
+        raise UsageError(f"{' and '.join(extra)} {'is' if len(extra) == 1 else 'are'} of {option}; give that, too")
 
 
 def target(model: str, output: str | None, in_place: bool, verb: str) -> Path:

@@ -83,6 +83,7 @@ def for_fold(report: Report, network: Network, digests: Mapping[str, str]) -> Pa
         section("Every BatchNorm", _entries(entries, found, norms=True)),
         section("Mul, Add, Sub and Div", _entries(entries, found, norms=False)),
         section("Nodes that became one", _merges(report["merges"])),
+        section("Rounding that moved", *_rounding(report["requantization"])),
         _notices(report["notices"]),
     ]
     done = f"written to {report['output']}" if report["written"] else "nothing was written"
@@ -168,6 +169,28 @@ def _merges(merges: list[Report]) -> str:
     rows = [(merge["name"], merge["op"], ", ".join(merge["parts"]), number(merge["multiply_adds"][0], 4),
              number(merge["multiply_adds"][1], 4)) for merge in merges]  # fmt: skip
     return table(("node", "op", "stands for", "multiply-adds before", "after"), rows)
+
+
+def _rounding(found: Report | None) -> list[str]:
+    if found is None:
+        return []
+    rows: list[Row] = [
+        (pair["name"], number(pair["before"]["step"]), number(pair["before"]["noise"]),
+         "gone: what follows rounds" if pair["after"] is None else number(pair["after"]["step"]),
+         "" if pair["after"] is None else number(pair["after"]["noise"]))
+        for pair in found["pairs"]
+    ]  # fmt: skip
+    outputs: list[Row] = [
+        (one["name"], number(one["change"]), number(one["rounding_before"]), number(one["rounding_after"]),
+         "" if one["same_class"] is None else f"{one['same_class']} of {found['compared']}")
+        for one in found["outputs"]
+    ]  # fmt: skip
+    told = f"Steps measured on {found['samples']} samples. Distances are root mean squares over the values' own."
+    return [
+        paragraph(told),
+        table(("output", "from the original's", "without rounding: original", "result", "same class"), outputs),
+        table(("QuantizeLinear", "step", "noise", "new step", "new noise"), rows),
+    ]
 
 
 def _proof(verification: Report) -> str:

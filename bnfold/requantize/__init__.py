@@ -1,0 +1,130 @@
+"""Fold BatchNormalization behind rounded activations: move the rounding behind it, with steps measured on data.
+
+A BN behind DequantizeLinear(QuantizeLinear(x)) has steps of another size in each channel, which no integer kernel
+takes; no exact fold exists. With the pair out of the way it goes into the linear node in front, and what is rounded
+then is what BN makes of the values:
+
+    W x  →  Q  →  DQ  →  BN            becomes            (BN W) x  →  Q'  →  DQ'
+
+    loosen    the pairs that are in the way become Identities, as few as will do
+    fold      the rest is an ordinary fold, with its proof (`bnfold.fold`)
+    finish    steps of the least error are measured, the pairs put back, the outputs compared
+
+A pair goes for good where what reads it rounds anyway.  One that clips away what a Relu would (quantisers leave a Relu
+out where the limits do the same) is part of the function and stays, and so does the BN behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bnfold.errors import quoted
+from bnfold.fold import Folding, Options, fold_model
+from bnfold.graph import Graph
+from bnfold.model_file import LoadedModel
+from bnfold.recalibrate.data import Data
+from bnfold.requantize.account import OutputChange, Requantization, Requantized, rounding
+from bnfold.requantize.measure import Maps, Tally, compare, count, map_of, watch
+from bnfold.requantize.pairs import Pair, Steps, find_pairs, loosened, needed, put_back, sources
+
+__all__ = ["Loosened", "OutputChange", "Requantization", "Requantized", "finish", "loosen"]
+
+# Values of each pair are in memory for so many samples.
+SAMPLES_AT_A_TIME = 16
+# The part of the variance that limits may clip away: calibration on percentiles or entropy clips some 0.1 %, a Relu
+# of normal values around 0 half of it.
+CLIPPED = 0.01
+
+
+@dataclass(frozen=True)
+class Loosened:
+    """A model with the pairs out of the way.
+
+    Attributes:
+        model: with Identities in their place.
+        pairs: those.
+        tallies: what each does to the data, by its number.
+        notices: what the user should know.
+    """
+
+    model: LoadedModel
+    pairs: tuple[Pair, ...]
+    tallies: dict[int, Tally]
+    notices: tuple[str, ...]
+
+
+def loosen(original: LoadedModel, options: Options, data: Data) -> Loosened:
+    """Take as few pairs out of the way as let all BN go that can go; the original itself if none has to.
+
+    Raises: ModelError if the model isn't sound or can't be run; UsageError if the data don't fit it.
+    """
+    offered = find_pairs(original, options)
+    notices: list[str] = []
+    while True:
+        pairs, maps = _in_the_way(original, options, offered)
+        tallies = watch(original, pairs, maps, data) if pairs else {}
+        clipping = [pair for pair in pairs if tallies[pair.number].clipped > CLIPPED]
+        if not clipping:
+            break
+        notices += [_told(pair, tallies[pair.number]) for pair in clipping]
+        offered = [pair for pair in offered if pair not in clipping]
+    if not pairs:
+        notices.append("no rounding had to move: the data were not needed")
+    model = loosened(original, pairs) if pairs else original
+    return Loosened(model, tuple(pairs), tallies, tuple(notices))
+
+
+def _told(pair: Pair, tally: Tally) -> str:
+    return (
+        f"{quoted(pair.name)} clips {100 * tally.clipped:.2g} % of its values' variance away, as a Relu would: it is "
+        f"part of the function and stays, with the BN behind it"
+    )
+
+
+def _in_the_way(original: LoadedModel, options: Options, offered: Sequence[Pair]) -> tuple[list[Pair], Maps]:
+    """Of the offered pairs those that BN go through, and the coordinates that values are stored in then."""
+    chosen: list[Pair] = []
+    while True:
+        folding = fold_model(loosened(original, chosen), options)
+        named = {(entry.scope, entry.obstacle) for entry in folding.report.kept}
+        more = [pair for pair in offered if pair not in chosen and any(("", node.name) in named for node in pair.nodes)]
+        if not more:
+            break
+        chosen += more
+    maps, names = folding.plans[0].maps, sources(folding.model)
+    used = [pair for pair in chosen if pair.number not in names or not _passes(maps, pair)]
+    return (chosen, maps) if len(used) == len(chosen) else _in_the_way(original, options, used)
+
+
+def _passes(maps: Maps, pair: Pair) -> bool:
+    """Whether a pair can stay as it is, or with its steps scaled: one positive scale for all, and no shift."""
+    scale, shift = map_of(maps, pair)
+    return bool((scale == scale.flat[0]).all() and scale.flat[0] > 0 and not shift.any())
+
+
+def finish(original: LoadedModel, folding: Folding, loose: Loosened, data: Data) -> tuple[Folding, Requantization]:
+    """Put the pairs back into a folded model, with new steps, and compare the outputs.
+
+    Raises: ModelError if the model can't be run, or a value isn't finite.
+    """
+    names = {number: name for number, name in sources(folding.model).items() if number in needed(folding.model)}
+    seen = count(folding.model, names, data)
+    steps: dict[int, Steps] = {}
+    changes: list[Requantized] = []
+    for pair in loose.pairs:
+        before, after = rounding(pair.steps, loose.tallies[pair.number].noise), None
+        if pair.number in names:
+            steps[pair.number], noise = seen[pair.number].best_steps(pair.steps)
+            after = rounding(steps[pair.number], noise)
+        changes.append(Requantized(pair.name, pair.source.name, before, after))
+    result = folding.model.copy()
+    put_back(result, original, loose.pairs, steps)
+    compared, outputs = compare(original, result, data.held_out or data)
+    report = replace(folding.report, nodes_before=_nodes(original), nodes_after=_nodes(result))
+    found = Requantization(data.count or compared, tuple(changes), outputs, compared)
+    return replace(folding, model=result, report=report), found
+
+
+def _nodes(model: LoadedModel) -> int:
+    return sum(len(scope.nodes) for scope in Graph(model.proto).scopes)
