@@ -168,7 +168,8 @@ def _hints(report: FoldReport, requantized: bool) -> Iterator[str]:
     """What the user could do besides."""
     behind = sum(entry.reason == "quantised-values" for entry in report.kept)
     if behind and not requantized:
-        yield f"{behind} BN are behind rounded activations: --requantize DATA moves the rounding, which changes it"
+        them = "BN is" if behind == 1 else "BN are"
+        yield f"{behind} {them} behind rounded activations: --requantize DATA moves the rounding, which changes it"
 
 
 def _fold(original: LoadedModel, options: Options, verify: bool | Literal["full"]) -> tuple[Folding, Verification]:

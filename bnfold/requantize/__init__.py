@@ -16,17 +16,17 @@ out where the limits do the same) is part of the function and stays, and so does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bnfold.errors import quoted
-from bnfold.fold import Folding, Options, fold_model
+from bnfold.fold import Folding, Options
 from bnfold.graph import Graph
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.data import Data
 from bnfold.requantize.account import OutputChange, Requantization, Requantized, rounding
-from bnfold.requantize.measure import Maps, Tally, compare, count, map_of, watch
+from bnfold.requantize.measure import Tally, compare, count, watch
 from bnfold.requantize.pairs import Pair, Steps, find_pairs, loosened, needed, put_back, sources
+from bnfold.requantize.search import in_the_way
 
 __all__ = ["Loosened", "OutputChange", "Requantization", "Requantized", "finish", "loosen"]
 
@@ -62,7 +62,7 @@ def loosen(original: LoadedModel, options: Options, data: Data) -> Loosened:
     offered = find_pairs(original, options)
     notices: list[str] = []
     while True:
-        pairs, maps = _in_the_way(original, options, offered)
+        pairs, maps = in_the_way(original, options, offered)
         tallies = watch(original, pairs, maps, data) if pairs else {}
         clipping = [pair for pair in pairs if tallies[pair.number].clipped > CLIPPED]
         if not clipping:
@@ -80,27 +80,6 @@ def _told(pair: Pair, tally: Tally) -> str:
         f"{quoted(pair.name)} clips {100 * tally.clipped:.2g} % of its values' variance away, as a Relu would: it is "
         f"part of the function and stays, with the BN behind it"
     )
-
-
-def _in_the_way(original: LoadedModel, options: Options, offered: Sequence[Pair]) -> tuple[list[Pair], Maps]:
-    """Of the offered pairs those that BN go through, and the coordinates that values are stored in then."""
-    chosen: list[Pair] = []
-    while True:
-        folding = fold_model(loosened(original, chosen), options)
-        named = {(entry.scope, entry.obstacle) for entry in folding.report.kept}
-        more = [pair for pair in offered if pair not in chosen and any(("", node.name) in named for node in pair.nodes)]
-        if not more:
-            break
-        chosen += more
-    maps, names = folding.plans[0].maps, sources(folding.model)
-    used = [pair for pair in chosen if pair.number not in names or not _passes(maps, pair)]
-    return (chosen, maps) if len(used) == len(chosen) else _in_the_way(original, options, used)
-
-
-def _passes(maps: Maps, pair: Pair) -> bool:
-    """Whether a pair can stay as it is, or with its steps scaled: one positive scale for all, and no shift."""
-    scale, shift = map_of(maps, pair)
-    return bool((scale == scale.flat[0]).all() and scale.flat[0] > 0 and not shift.any())
 
 
 def finish(original: LoadedModel, folding: Folding, loose: Loosened, data: Data) -> tuple[Folding, Requantization]:

@@ -3,7 +3,7 @@
 Values are counted in bins around 0 that grow twice as wide whenever a value lies outside of them, so that one pass is
 enough and no batch is kept. Where a pair lets the range [low, high] through in n steps, the mean squared error is
 
-    ((high - low) / n)^2 / 12           of what lies inside: rounding as uniform noise (Widrow 1956)
+    ((high - low) / n)^2 / 12           of what lies inside: rounding as uniform noise (Widrow 1956); none of zeros
     (v - low)^2 or (v - high)^2         of what is clipped
 
 and sums of 1, v and v^2 up to each bin give it for many ranges at once. From the smallest to the largest value is
@@ -40,6 +40,7 @@ class Histogram:
 
     def add(self, values: Array) -> None:
         """Count finite values."""
+        values = values.astype(np.promote_types(np.float32, values.dtype), copy=False)
         low, high = float(values.min(initial=0)), float(values.max(initial=0))
         self.low, self.high = min(self.low, low), max(self.high, high)
         if max(-low, high) > self.limit:
@@ -84,7 +85,7 @@ class Histogram:
         below = np.rint(low / width).astype(np.int64) + BINS
         above = np.rint(high / width).astype(np.int64) + BINS
         clipped = _squares(sums[:, below], low) + _squares(sums[:, -1:] - sums[:, above], high)
-        inside = sums[0, above] - sums[0, below]
+        inside = sums[0, above] - sums[0, below] - self.counts[BINS - 1 : BINS + 1].sum()  # what a Relu leaves is exact
         return inside * step**2 / 12 + clipped, float(sums[2, -1])
 
 

@@ -1,0 +1,81 @@
+"""Which pairs are in the way of BatchNormalization: as few as let all BN go that can go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from bnfold.fold import Folding, Options, fold_model
+from bnfold.graph import Node
+from bnfold.model_file import LoadedModel
+from bnfold.requantize.measure import Maps, map_of
+from bnfold.requantize.pairs import Pair, loosened, sources
+
+# Behind these (and in front) is what takes a BN in.
+LINEAR = frozenset("Conv ConvTranspose Gemm MatMul Einsum".split())
+
+
+def in_the_way(original: LoadedModel, options: Options, offered: Sequence[Pair]) -> tuple[list[Pair], Maps]:
+    """Of the offered pairs those that BN go through, and the coordinates that values are stored in then.
+
+    A pair is tried if it lies between a BN that stays, or of which something is left, and the linear nodes in front of
+    it; then those behind.  It is chosen if the fold stores what it rounds in such coordinates that its steps fit no
+    more.
+
+    Raises: ModelError if the model isn't sound.
+    """
+    plain = folding = fold_model(original, options)
+    tried: list[Pair] = []
+    while more := _near(folding, offered, tried):
+        tried += more
+        folding = fold_model(loosened(original, tried), options)
+    chosen = [pair for pair in tried if _has_moved(folding, pair)]
+    if len(chosen) < len(tried):
+        if chosen:
+            return in_the_way(original, options, chosen)
+        folding = plain
+    gains = folding.report.after.per_channel_ops < plain.report.after.per_channel_ops
+    return (chosen if gains else []), folding.plans[0].maps
+
+
+def _near(folding: Folding, offered: Sequence[Pair], tried: Sequence[Pair]) -> list[Pair]:
+    """Pairs that have not been tried, in front of BN that stay; behind them if there are no more of these."""
+    left = {entry.name for entry in folding.report.entries if entry.op == "BatchNormalization"
+            and entry.outcome != "folded" and not entry.scope}  # fmt: skip
+    if not left or len(tried) == len(offered):
+        return []
+    owners = {id(node.proto): pair for pair in offered for node in pair.nodes}
+    scope = offered[0].nodes[0].scope
+    norms = [node for node in scope.nodes if node.op == "BatchNormalization" and node.name in left]
+    for step in (_in_front, _behind):
+        met = {owners[id(node.proto)] for node in _walk(norms, step) if id(node.proto) in owners}
+        if more := [pair for pair in offered if pair in met and pair not in tried]:
+            return more
+    return []
+
+
+def _walk(starts: Sequence[Node], step: Callable[[Node], Iterable[Node]]) -> Iterator[Node]:
+    """The nodes that these lead to, as far as the next linear ones."""
+    pending, seen = list(starts), set(starts)
+    while pending:
+        node = pending.pop()
+        yield node
+        for near in step(node):
+            if near not in seen and near.op not in LINEAR:
+                seen.add(near)
+                pending.append(near)
+
+
+def _in_front(node: Node) -> Iterator[Node]:
+    yield from (value.producer for value in node.inputs if value is not None and value.producer is not None)
+
+
+def _behind(node: Node) -> Iterator[Node]:
+    yield from (reader for value in node.outputs if value is not None for reader, _ in value.readers())
+
+
+def _has_moved(folding: Folding, pair: Pair) -> bool:
+    """Whether a pair can't stay as it is, or with its steps scaled: by one positive scale for all, and no shift."""
+    if pair.number not in sources(folding.model):  # a merge has taken it in
+        return True
+    scale, shift = map_of(folding.plans[0].maps, pair)
+    return bool((scale != scale.flat[0]).any() or scale.flat[0] <= 0 or shift.any())

@@ -1,0 +1,377 @@
+"""`fold(requantize=…)`: rounding of activations that is in the way of BN moves behind it (docs/quantization.md)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from command import bnfold as run
+from command import files, ok, refused
+from conftest import NO_SHARED, REPO, SHARED
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, numpy_helper
+from oracle import left, run_native
+from probe_text import Probe
+from requantize_table import TABLE, Row
+
+import bnfold
+from bnfold.requantize.histogram import Histogram
+from bnfold.requantize.pairs import Steps
+
+Array = np.ndarray[Any, Any]
+
+SAMPLE = REPO / "sample_models" / "digits_cnn.onnx"
+
+each_row = pytest.mark.parametrize("name", TABLE)
+
+
+def probe_of(name: str, row: Row, *, good: bool) -> Probe:
+    return Probe(f"requantize-{name}", "", row.good if good else row.bad, opset=row.opset, values=row.values)
+
+
+def data_of(model: ModelProto, count: int = 64) -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    found = {}
+    for info in model.graph.input:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        if info.name not in fixed:
+            found[info.name] = rng.standard_normal((count, *shape[1:])).astype(np.float32)
+    return found
+
+
+def rounded_values(model: ModelProto) -> Counter[str]:
+    """How often values that are computed are rounded, by the QuantizeLinear."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    return Counter(node.name or node.output[0] for node in model.graph.node
+                   if node.op_type == "QuantizeLinear" and node.input[0] not in constant)  # fmt: skip
+
+
+def plain(model: ModelProto) -> ModelProto:
+    """The model with nothing rounded or clipped."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    makers = {name: node for node in copy.graph.node for name in node.output}
+    for node in copy.graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if maker is not None and maker.op_type in ("QuantizeLinear", "Identity"):
+            maker.op_type = node.op_type = "Identity"
+            del maker.input[1:], node.input[1:], maker.attribute[:], node.attribute[:]
+    return copy
+
+
+def steps(model: ModelProto) -> dict[str, Steps]:
+    """How every QuantizeLinear of values rounds, by its output."""
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    constants = (node for node in model.graph.node if node.op_type == "Constant")
+    tensors |= {node.output[0]: numpy_helper.to_array(node.attribute[0].t) for node in constants}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] not in tensors:
+            zero = tensors[node.input[2]] if len(node.input) > 2 else np.zeros((), np.uint8)
+            found[node.output[0]] = Steps(tensors[node.input[1]], zero)
+    return found
+
+
+def shown(model: ModelProto, *names: str) -> ModelProto:
+    """With these values as outputs, too."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return copy
+
+
+def rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(values.astype(np.float64)))))
+
+
+@each_row
+def test_bn_goes_and_the_rounding_behind_it_stays(name: str) -> None:
+    row = TABLE[name]
+    model = probe_of(name, row, good=True).model()
+    data = data_of(model)
+    result = bnfold.fold(model, requantize=data)
+    assert (left(bnfold.fold(model).model).total, left(result.model).total) == (1, 0)
+    onnx.checker.check_model(result.model, full_check=True)
+    assert sum(rounded_values(result.model).values()) == row.pairs
+    assert not any(node.op_type == "Identity" or node.doc_string for node in result.model.graph.node)
+    assert result.requantization is not None
+    without, after = (run_native(plain(each), data) for each in (model, result.model))
+    for output, expected in without.items():  # but for the rounding it is the same function
+        np.testing.assert_allclose(after[output], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@each_row
+def test_hostile_twin_keeps_its_bn_and_its_rounding(name: str) -> None:
+    row = TABLE[name]
+    model = probe_of(name, row, good=False).model()
+    result = bnfold.fold(model, requantize=data_of(model))
+    assert left(result.model).total == left(bnfold.fold(model).model).total == 1
+    assert result.requantization is None
+    assert rounded_values(result.model) == rounded_values(model)
+
+
+
+
+@each_row
+def test_pairs_are_measured_and_others_stay(name: str) -> None:
+    model = probe_of(name, TABLE[name], good=True).model()
+    data = data_of(model)
+    result = bnfold.fold(model, requantize=data)
+    found = result.requantization
+    assert found is not None
+    old, new = steps(model), steps(result.model)
+    integers = {node.output[0]: node.input[0] for node in result.model.graph.node if node.op_type == "QuantizeLinear"}
+    moved = {pair.name: pair for pair in found.pairs}
+    assert {output for output in new if output not in moved} == {
+        output for output in new if output in old and new[output] == old[output]
+    }
+    assert {pair.name for pair in found.gone} == old.keys() - new.keys()
+    values = run_native(plain(shown(result.model, *(integers[output] for output in new))), data)
+    for output in new.keys() & moved.keys():
+        value, after = values[integers[output]].astype(np.float64), moved[output].after
+        assert after is not None
+        assert (after.step, after.zero_point) == (float(new[output].step), int(new[output].zero_point))
+        assert new[output].zero_point.dtype == old[output].zero_point.dtype
+        noise = rms(new[output].rounded(value) - value)
+        assert after.noise * rms(value) == pytest.approx(noise, rel=0.3)  # 576 values at the least
+        assert noise <= 1.1 * rms(widest(value, new[output]).rounded(value) - value)
+
+
+def widest(values: Array, like: Steps) -> Steps:
+    """From the smallest to the largest value, as quantisers choose by default."""
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    least, most = like.limits
+    if int(like.zero_point) == 0 and least < 0:
+        return Steps(np.float32(max(-low, high) / most).reshape(()), like.zero_point)
+    step = (high - low) / (most - least)
+    return Steps(np.float32(step).reshape(()), np.asarray(np.rint(least - low / step), like.zero_point.dtype))
+
+
+def test_says_how_far_outputs_move() -> None:
+    model = probe_of("behind a Conv", TABLE["behind a Conv"], good=True).model()
+    data = data_of(model)
+    found = bnfold.fold(model, requantize=data).requantization
+    assert found is not None
+    old, new, exact = (run_native(each, data)["y"] for each in
+                       (model, bnfold.fold(model, requantize=data).model, plain(model)))  # fmt: skip
+    (output,) = found.outputs
+    assert (output.name, output.same_class, found.samples, found.compared) == ("y", None, 64, 64)
+    told = (output.change, output.rounding_before, output.rounding_after)
+    expected = [rms(difference) / rms(exact) for difference in (new - old, old - exact, new - exact)]
+    np.testing.assert_allclose(told, expected, rtol=1e-3)
+    (pair,) = found.pairs
+    values = run_native(shown(model, "c"), data)["c"].astype(np.float64)
+    tensors = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in model.graph.initializer}
+    gamma, beta, mean, var = (tensors[f"n_{part}"].reshape(-1, 1, 1) for part in ("gamma", "beta", "mean", "var"))
+    gain = gamma / np.sqrt(var + 1e-5)
+    noise = gain * (steps(model)["i"].rounded(values) - values)
+    assert pair.before.noise == pytest.approx(rms(noise) / rms(gain * (values - mean) + beta), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["behind a Conv", "what follows rounds, but not for all", "symmetric", "16 bits"])
+def test_pairs_of_the_other_domain(name: str) -> None:
+    model = probe_of(name, TABLE[name], good=True).model()
+    usual = bnfold.fold(model, requantize=data_of(model))
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    for node in model.graph.node:
+        node.domain = "com.microsoft" if node.op_type.endswith("uantizeLinear") else ""
+    result = bnfold.fold(model, requantize=data_of(model))
+    assert left(result.model).total == 0
+    assert result.requantization == usual.requantization
+    assert {node.domain for node in result.model.graph.node if node.op_type.endswith("uantizeLinear")} == {
+        "com.microsoft"
+    }
+
+
+def test_what_a_pair_had_besides_comes_back() -> None:
+    model = probe_of("behind a Conv", TABLE["behind a Conv"], good=True).model()
+    for node in model.graph.node:
+        node.doc_string = f"what {node.op_type} does"
+    model.graph.value_info.extend(onnx.shape_inference.infer_shapes(model).graph.value_info)
+    before = model.SerializeToString()
+    result = bnfold.fold(model, requantize=data_of(model)).model
+    assert model.SerializeToString() == before
+    assert [(n.op_type, n.doc_string) for n in result.graph.node if n.op_type.endswith("uantizeLinear")] == [
+        (op, f"what {op} does") for op in ("QuantizeLinear", "DequantizeLinear")
+    ]
+    assert {info.name: info.type.tensor_type.elem_type for info in result.graph.value_info}["i"] == TensorProto.UINT8
+
+
+def test_a_pair_that_is_skipped_stays() -> None:
+    model = probe_of("behind a Conv", TABLE["behind a Conv"], good=True).model()
+    result = bnfold.fold(model, requantize=data_of(model), skip="d")
+    assert left(result.model).total == 1
+    assert result.requantization is None
+
+
+def test_a_pair_that_stands_for_a_relu_is_told() -> None:
+    model = probe_of("behind a Conv", TABLE["behind a Conv"], good=False).model()
+    (notice,) = (one for one in bnfold.fold(model, requantize=data_of(model)).notices if "clips" in one)
+    assert notice.startswith("'i' clips ")
+
+
+def test_a_model_that_needs_nothing_is_folded_as_ever() -> None:
+    model = onnx.load(SAMPLE)
+    result = bnfold.fold(model, requantize=data_of(model))
+    assert result.model == bnfold.fold(model).model
+    assert any("no rounding had to move" in notice for notice in result.notices)
+
+
+def test_float16_values() -> None:
+    text = TABLE["behind a Conv"].good.replace("={0.1}", "")
+    probe = Probe("requantize-float16", "", text, opset=19, dtype="float16", values={"s": 0.1})
+    model = probe.model()
+    data = {"x": np.random.default_rng(0).standard_normal((64, 3, 5, 5)).astype(np.float16)}
+    result = bnfold.fold(model, requantize=data)
+    assert left(result.model).total == 0
+    assert steps(result.model)["i"].step.dtype == np.float16
+    without, after = (run_native(plain(each), data)["y"].astype(np.float64) for each in (model, result.model))
+    assert rms(after - without) < 2e-3 * rms(without)
+
+
+# -- data -------------------------------------------------------------------------------------------
+
+
+def test_data_that_end_are_asked_for_again() -> None:
+    model = probe_of("behind a Conv", TABLE["behind a Conv"], good=True).model()
+    samples = list(data_of(model)["x"])
+    with pytest.raises(bnfold.CalibrationDataError, match="gone through only once"):
+        bnfold.fold(model, requantize=iter(samples))
+    assert bnfold.fold(model, requantize=lambda: iter(samples)).requantization is not None
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    model = probe_of("behind a Conv", TABLE["behind a Conv"], good=True).model()
+    data = {"x": np.full((20, 3, 5, 5), 3e38, np.float32)}
+    with pytest.raises(bnfold.ModelError, match="value 'c': isn't finite in batch 0"):
+        bnfold.fold(model, requantize=data)
+
+
+# -- histogram --------------------------------------------------------------------------------------
+
+LIKE = [Steps(np.float32(1).reshape(()), np.asarray(zero, kind)) for zero, kind in ((0, np.uint8), (0, np.int8))]
+
+
+@given(
+    st.lists(st.sampled_from([1e-30, 1e-3, 1.0, 7.0, 1e4, 1e30]), min_size=1, max_size=4),
+    st.sampled_from(["normal", "laplace", "positive", "constant", "zeros"]), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+@pytest.mark.parametrize("like", LIKE, ids=["uint8", "int8"])
+def test_best_steps_are_as_good_as_they_say(like: Steps, scales: list[float], kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    draw: dict[str, Any] = {"normal": rng.standard_normal, "laplace": lambda size: rng.laplace(size=size),
+                            "positive": lambda size: rng.random(size), "constant": lambda size: np.full(size, -0.7),
+                            "zeros": np.zeros}  # fmt: skip
+    batches = [(scale * draw[kind](5000)).astype(np.float32) for scale in scales]
+    histogram = Histogram()
+    for batch in batches:
+        histogram.add(batch)
+    values = np.concatenate(batches).astype(np.float64)
+    assert histogram.counts.sum() == values.size
+    found, noise = histogram.best_steps(like)
+    if kind == "zeros":
+        assert (found, noise) == (like, 0)
+        return
+    error = rms(found.rounded(values) - values)
+    assert 0 < float(found.step) < np.inf
+    if kind != "constant" and len(scales) == 1:
+        assert error == pytest.approx(noise * rms(values), rel=0.05)
+    assert error <= 1.02 * rms(widest(values, like).rounded(values) - values) + 1e-12 * rms(values)
+
+
+def test_batches_in_any_order_give_the_same_counts() -> None:
+    rng = np.random.default_rng(0)
+    batches = [rng.standard_normal(1000) * 2.0**power for power in (-40, 3, 0, 17)]
+    counts = []
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        histogram = Histogram()
+        for number in order:
+            histogram.add(batches[number])
+        counts.append((histogram.limit, histogram.counts.tolist()))
+    assert counts[0] == counts[1] == counts[2]
+
+
+# -- as a user --------------------------------------------------------------------------------------
+
+QDQ = SHARED / "models" / "real" / "cifar-resnet20-qdq.onnx"
+CIFAR = SHARED / "data" / "cifar10.npz"
+
+
+@pytest.fixture
+def rounded(tmp_path: Path) -> Path:
+    """A folder with a model and data for it."""
+    model = probe_of("what follows rounds, but not for all", TABLE["what follows rounds, but not for all"], good=True)
+    onnx.save(model.model(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=data_of(model.model(), 128)["x"], classes=np.zeros(128, np.int64))
+    return tmp_path
+
+
+def test_the_account(rounded: Path) -> None:
+    told = run("fold", rounded / "m.onnx", "--requantize", f"{rounded}/d.npz:x", "-v").stdout
+    lines = {line[:9].strip() or "more": line[9:] for line in told.splitlines()}
+    assert lines["BN"] == "1 → 0"
+    assert lines["rounding"] == "1 pair moved behind BN: 1 with steps measured on 128 samples"
+    assert "the rounding that moved left out; worst" in lines["check"]
+    assert lines["more"].startswith("'i'  noise ")
+    assert lines["output"].startswith("'y' moved by ")
+    assert left(onnx.load(rounded / "m.folded.onnx")).total == 0
+
+
+def test_a_bn_behind_rounding_is_pointed_to_it(rounded: Path) -> None:
+    told = ok("fold", rounded / "m.onnx", "--dry-run")
+    assert "1 BN is behind rounded activations: --requantize DATA moves the rounding" in told
+
+
+def test_json_says_it_all(rounded: Path) -> None:
+    told = json.loads(ok("fold", rounded / "m.onnx", "--requantize", f"{rounded}/d.npz:x", "--samples", 32, "--json"))
+    assert told["data"] == f"{rounded}/d.npz:x"
+    found = told["requantization"]
+    assert (found["samples"], found["compared"]) == (32, 32)
+    (pair,) = found["pairs"]
+    assert (pair["name"], pair["value"], pair["before"]["zero_point"]) == ("i", "c", 120)
+    assert json.loads(ok("fold", rounded / "m.onnx", "--dry-run", "--json"))["requantization"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", 3], "--samples is of --requantize; give that, too"),
+        (["--labels", "y", "--mean", "0.5"], "--labels and --mean are of --requantize; give that, too"),
+        (["--requantize", "none.npz"], "none.npz: there is no such file or folder"),
+        (["--requantize", "d.npz:z"], "d.npz: has no array 'z'; it has 'x', 'classes'"),
+        (["--requantize", "d.npz:x", "-o", "d.npz", "--force"], "d.npz: is an input of this very command"),
+        (["--requantize", "d.npz:x", "--jobs", 2], "several models and --requantize contradict each other"),
+        (["--requantize", "m.onnx"], "m.onnx: "),
+    ],
+)
+def test_bad_input(rounded: Path, options: list[Any], message: str) -> None:
+    before = files(rounded)
+    refused(run("fold", "m.onnx", *options, cwd=rounded), message)
+    assert files(rounded) == before
+
+
+@pytest.mark.skipif(not (QDQ.exists() and CIFAR.exists()), reason=NO_SHARED.kwargs["reason"])
+def test_resnet20_with_all_values_rounded(tmp_path: Path) -> None:
+    """19 BN go, the answers stay, and what remains is nearer to the network without rounding."""
+    with np.load(CIFAR) as data:
+        mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        images = {part: ((data[f"{part}_x"][:512] / 255 - mean) / deviation).transpose(0, 3, 1, 2).astype(np.float32)
+                  for part in ("calib", "test")}  # fmt: skip
+        labels = data["test_y"][:512]
+    result = bnfold.fold(QDQ, requantize=images["calib"][:128])
+    assert (left(onnx.load(QDQ)).bn, left(result.model).total) == (19, 0)
+    found = result.requantization
+    assert found is not None
+    assert (len(found.pairs), len(found.gone)) == (19, 10)
+    (output,) = found.outputs
+    assert output.rounding_after < 0.8 * output.rounding_before
+    right = [int((run_native(model, {"input": images["test"]})["logits"].argmax(1) == labels).sum())
+             for model in (onnx.load(QDQ), result.model)]  # fmt: skip
+    assert abs(right[1] - right[0]) <= 5
