@@ -195,7 +195,9 @@ def _fold_rounded(
     loose = loosen(original, options, data)
     folding, verification = _fold(loose.model, options, verify)
     requantization = None
-    if loose.pairs:
+    if loose.pairs and folding.report.after.per_channel_ops >= loose.ops_without:  # folded again, without shifts
+        folding, verification = _fold(original, options, verify)
+    elif loose.pairs:
         log.info("measuring steps")
         folding, requantization = finish(original, folding, loose, data)
     notices = (*folding.report.notices, *loose.notices, *data.notices)

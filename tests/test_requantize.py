@@ -54,15 +54,22 @@ def rounded_values(model: ModelProto) -> Counter[str]:
 
 
 def plain(model: ModelProto) -> ModelProto:
-    """The model with nothing rounded or clipped."""
+    """The model with nothing rounded or clipped; a pair whose two steps differ multiplies by what they do."""
     copy = ModelProto()
     copy.CopyFrom(model)
     makers = {name: node for node in copy.graph.node for name in node.output}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in copy.graph.initializer}
     for node in copy.graph.node:
         maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if maker is not None and maker.op_type in ("QuantizeLinear", "Identity"):
-            maker.op_type = node.op_type = "Identity"
-            del maker.input[1:], node.input[1:], maker.attribute[:], node.attribute[:]
+        if maker is None or not (maker.op_type == "QuantizeLinear" or maker.doc_string):
+            continue
+        step, own = maker.doc_string or maker.input[1], node.input[1]
+        maker.op_type, maker.doc_string, node.op_type = "Identity", step, "Identity"
+        del maker.input[1:], node.input[1:], maker.attribute[:], node.attribute[:]
+        if step in tensors and own in tensors and tensors[step] != tensors[own]:
+            node.op_type = "Mul"
+            node.input.append(f"{node.output[0]} gain")
+            copy.graph.initializer.append(numpy_helper.from_array(tensors[own] / tensors[step], node.input[1]))
     return copy
 
 

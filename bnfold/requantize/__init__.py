@@ -19,14 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bnfold.errors import quoted
-from bnfold.fold import Folding, Options
+from bnfold.fold import Folding, Options, fold_model
 from bnfold.graph import Graph
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.data import Data
 from bnfold.requantize.account import OutputChange, Requantization, Requantized, rounding
 from bnfold.requantize.measure import Tally, compare, count, watch
-from bnfold.requantize.pairs import Pair, Steps, find_pairs, loosened, needed, put_back, sources
-from bnfold.requantize.search import in_the_way
+from bnfold.requantize.pairs import Pair, find_pairs, loosened, needed, put_back, sources
+from bnfold.requantize.search import has_moved, in_the_way, scaled
 
 __all__ = ["Loosened", "OutputChange", "Requantization", "Requantized", "finish", "loosen"]
 
@@ -46,12 +46,14 @@ class Loosened:
         pairs: those.
         tallies: what each does to the data, by its number.
         notices: what the user should know.
+        ops_without: ops that only scale and shift channels which a fold leaves if no pair goes out of the way.
     """
 
     model: LoadedModel
     pairs: tuple[Pair, ...]
     tallies: dict[int, Tally]
     notices: tuple[str, ...]
+    ops_without: int
 
 
 def loosen(original: LoadedModel, options: Options, data: Data) -> Loosened:
@@ -60,9 +62,10 @@ def loosen(original: LoadedModel, options: Options, data: Data) -> Loosened:
     Raises: ModelError if the model isn't sound or can't be run; UsageError if the data don't fit it.
     """
     offered = find_pairs(original, options)
+    plain = fold_model(original, options)
     notices: list[str] = []
     while True:
-        pairs, maps = in_the_way(original, options, offered)
+        pairs, maps = in_the_way(original, options, plain, offered)
         tallies = watch(original, pairs, maps, data) if pairs else {}
         clipping = [pair for pair in pairs if tallies[pair.number].clipped > CLIPPED]
         if not clipping:
@@ -72,7 +75,7 @@ def loosen(original: LoadedModel, options: Options, data: Data) -> Loosened:
     if not pairs:
         notices.append("no rounding had to move: the data were not needed")
     model = loosened(original, pairs) if pairs else original
-    return Loosened(model, tuple(pairs), tallies, tuple(notices))
+    return Loosened(model, tuple(pairs), tallies, tuple(notices), plain.report.after.per_channel_ops)
 
 
 def _told(pair: Pair, tally: Tally) -> str:
@@ -87,13 +90,14 @@ def finish(original: LoadedModel, folding: Folding, loose: Loosened, data: Data)
 
     Raises: ModelError if the model can't be run, or a value isn't finite.
     """
-    names = {number: name for number, name in sources(folding.model).items() if number in needed(folding.model)}
-    seen = count(folding.model, names, data)
-    steps: dict[int, Steps] = {}
+    moved = [pair for pair in loose.pairs if has_moved(folding, pair)]
+    steps = {pair.number: scaled(folding, pair) for pair in loose.pairs if pair not in moved}
+    wanted = needed(folding.model) & {pair.number for pair in moved}
+    seen = count(folding.model, {number: sources(folding.model)[number] for number in wanted}, data)
     changes: list[Requantized] = []
-    for pair in loose.pairs:
+    for pair in moved:
         before, after = rounding(pair.steps, loose.tallies[pair.number].noise), None
-        if pair.number in names:
+        if pair.number in seen:
             steps[pair.number], noise = seen[pair.number].best_steps(pair.steps)
             after = rounding(steps[pair.number], noise)
         changes.append(Requantized(pair.name, pair.source.name, before, after))

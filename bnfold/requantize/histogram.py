@@ -85,7 +85,8 @@ class Histogram:
         below = np.rint(low / width).astype(np.int64) + BINS
         above = np.rint(high / width).astype(np.int64) + BINS
         clipped = _squares(sums[:, below], low) + _squares(sums[:, -1:] - sums[:, above], high)
-        inside = sums[0, above] - sums[0, below] - self.counts[BINS - 1 : BINS + 1].sum()  # what a Relu leaves is exact
+        zeros = np.where(below < BINS, self.counts[BINS - 1], 0) + np.where(above > BINS, self.counts[BINS], 0)
+        inside = sums[0, above] - sums[0, below] - zeros  # what a Relu leaves is exact
         return inside * step**2 / 12 + clipped, float(sums[2, -1])
 
 
@@ -95,4 +96,4 @@ def _parts(end: float) -> Floats:
 
 def _squares(sums: Floats, edge: Floats) -> Floats:
     """Sum of (v - edge)^2, of the sums of 1, v and v^2."""
-    return np.asarray(sums[2] - 2 * edge * sums[1] + edge**2 * sums[0])
+    return np.asarray(np.maximum(sums[2] - 2 * edge * sums[1] + edge**2 * sums[0], 0))

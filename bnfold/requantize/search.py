@@ -4,34 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+
 from bnfold.fold import Folding, Options, fold_model
 from bnfold.graph import Node
 from bnfold.model_file import LoadedModel
 from bnfold.requantize.measure import Maps, map_of
-from bnfold.requantize.pairs import Pair, loosened, sources
+from bnfold.requantize.pairs import Pair, Steps, loosened, sources
 
 # Behind these (and in front) is what takes a BN in.
 LINEAR = frozenset("Conv ConvTranspose Gemm MatMul Einsum".split())
 
 
-def in_the_way(original: LoadedModel, options: Options, offered: Sequence[Pair]) -> tuple[list[Pair], Maps]:
+def in_the_way(
+    original: LoadedModel, options: Options, plain: Folding, offered: Sequence[Pair]
+) -> tuple[list[Pair], Maps]:
     """Of the offered pairs those that BN go through, and the coordinates that values are stored in then.
 
     A pair is tried if it lies between a BN that stays, or of which something is left, and the linear nodes in front of
     it; then those behind.  It is chosen if the fold stores what it rounds in such coordinates that its steps fit no
     more.
 
-    Raises: ModelError if the model isn't sound.
+    Args:
+        original: the model as it is.
+        options: of the fold.
+        plain: its fold with all pairs in their places.
+        offered: what may go out of the way.
     """
-    plain = folding = fold_model(original, options)
+    folding = plain
     tried: list[Pair] = []
     while more := _near(folding, offered, tried):
         tried += more
         folding = fold_model(loosened(original, tried), options)
-    chosen = [pair for pair in tried if _has_moved(folding, pair)]
+    chosen = [pair for pair in tried if has_moved(folding, pair)]
     if len(chosen) < len(tried):
         if chosen:
-            return in_the_way(original, options, chosen)
+            return in_the_way(original, options, plain, chosen)
         folding = plain
     gains = folding.report.after.per_channel_ops < plain.report.after.per_channel_ops
     return (chosen if gains else []), folding.plans[0].maps
@@ -73,9 +81,16 @@ def _behind(node: Node) -> Iterator[Node]:
     yield from (reader for value in node.outputs if value is not None for reader, _ in value.readers())
 
 
-def _has_moved(folding: Folding, pair: Pair) -> bool:
+def has_moved(folding: Folding, pair: Pair) -> bool:
     """Whether a pair can't stay as it is, or with its steps scaled: by one positive scale for all, and no shift."""
     if pair.number not in sources(folding.model):  # a merge has taken it in
         return True
     scale, shift = map_of(folding.plans[0].maps, pair)
     return bool((scale != scale.flat[0]).any() or scale.flat[0] <= 0 or shift.any())
+
+
+def scaled(folding: Folding, pair: Pair) -> Steps:
+    """The steps of a pair that has not moved, in the coordinates of what it rounds."""
+    scale, _ = map_of(folding.plans[0].maps, pair)
+    step = np.asarray(float(pair.steps.step) * scale.flat[0], pair.steps.step.dtype)
+    return Steps(step, pair.steps.zero_point)
