@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from bnfold.report import Counts as Counts
     from bnfold.report import Entry as Entry
     from bnfold.report import FoldReport as FoldReport
+    from bnfold.requantize.account import Requantization as Requantization
     from bnfold.verify.compare import verify as verify
     from bnfold.verify.comparison import Comparison as Comparison
 
@@ -55,6 +56,7 @@ _HOMES = {
     "bnfold.recalibrate.drift": ("Drift",),
     "bnfold.recalibrate.images": ("ImageOptions",),
     "bnfold.report": ("Counts", "Entry", "FoldReport"),
+    "bnfold.requantize.account": ("Requantization",),
     "bnfold.verify.comparison": ("Comparison",),
     "bnfold.verify.compare": ("verify",),
 }  # fmt: skip

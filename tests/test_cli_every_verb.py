@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "fold": (("fold", "m.onnx", "--no-verify"), "fsync"),
     "fold with a check": (("fold", "e.onnx", "-o", "out.onnx", "--force"), "fsync"),
     "fold in place": (("fold", "e.onnx", "--in-place", "--no-verify"), "fsync"),
+    "fold, rounding anew": (("fold", "rounded.onnx", "--requantize", "d.npz"), "fsync"),
     "inspect": (("inspect", "m.onnx", "--json"), "read"),
     "verify": (("verify", "m.onnx", "e.onnx", "--certificate", "c.json"), "fsync"),
     "verify, reading": (("verify", "m.onnx", "e.onnx", "--junit", "j.xml"), "read"),

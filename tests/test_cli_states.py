@@ -54,6 +54,7 @@ def make_world(folder: Path) -> None:
     external = onnx.ModelProto.FromString(model.SerializeToString())
     onnx.save(external, folder / "e.onnx", save_as_external_data=True, location="e.onnx.data", size_threshold=0)
     shutil.copy(folder / "e.onnx", folder / "shared.onnx")
+    (folder / "rounded.onnx").write_bytes(rounded(model).SerializeToString())
     bn = model.graph.node[1]
     bn.CopyFrom(onnx.helper.make_node("Identity", bn.input[:1], bn.output, name="was"))
     (folder / "bare.onnx").write_bytes(model.SerializeToString())
@@ -66,6 +67,23 @@ def make_world(folder: Path) -> None:
     measured = bnfold.recalibrate(folder / "m.onnx", folder / "d.npz")
     measured.save(folder / "out.onnx")
     keep_old(measured.drift, folder / "undo.npz")
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose BN reads values that are rounded."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    conv, bn, relu = (onnx.NodeProto.FromString(node.SerializeToString()) for node in copy.graph.node)
+    steps = ["step", "zero"]
+    copy.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.05), steps[0]))
+    copy.graph.initializer.append(onnx.numpy_helper.from_array(np.uint8(128), steps[1]))
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", [conv.output[0], *steps], ["integers"], name="round"),
+        onnx.helper.make_node("DequantizeLinear", ["integers", *steps], ["rounded"], name="back"),
+    ]
+    bn.input[0] = "rounded"
+    del copy.graph.node[:]
+    copy.graph.node.extend([conv, *pair, bn, relu])
+    return copy
 
 
 def contents(folder: Path) -> dict[str, bytes]:

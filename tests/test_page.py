@@ -9,10 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from command import MODEL, bnfold, files, ok, refused
 from conftest import REPO
+from probe_text import Probe
 
 pytest.importorskip("plotly", reason="plotly and networkx draw the pages")
 pytest.importorskip("networkx", reason="plotly and networkx draw the pages")
@@ -192,6 +194,30 @@ def test_nodes_of_one_name_have_their_own_fate(tmp_path: Path) -> None:
 # -- where nodes are drawn ----------------------------------------------------------------------------
 
 
+def test_rounding_that_moved_is_on_the_page(tmp_path: Path) -> None:
+    """Both tables: the outputs, and every pair with its old and new steps; one is gone."""
+    make_rounded(tmp_path)
+    told = ok("fold", "m.onnx", "--requantize", "d.npz", "--html", "p.html", "--json", cwd=tmp_path)
+    found = json.loads(told)["requantization"]
+    shown = Page((tmp_path / "p.html").read_text(encoding="utf-8")).text
+    for text in ("Rounding that moved", "Steps measured on 128 samples.", *(pair["name"] for pair in found["pairs"])):
+        assert text in shown
+    assert [pair["after"] is None for pair in found["pairs"]] == [True, False]
+    assert shown.count("gone: what follows rounds") == 1
+
+
+def make_rounded(folder: Path) -> None:
+    """Two Convs with BN behind rounded values; behind the first the next value is rounded, too."""
+    pair = "{0}q = QuantizeLinear({0}, s[]={{0.1}}, z:uint8[]={{120}}); {0}d = DequantizeLinear({0}q, s, z); "
+    text = (
+        "x[N,3,5,5] -> y | c = Conv(x, w[4,3,3,3], b[4]); " + pair.format("c") + "n = BN4(cd); r = Relu(n); "
+        + pair.format("r") + "e = Conv(rd, v[4,4,1,1]); " + pair.format("e") + "m = BN4(ed); y = Sigmoid(m)"
+    )  # fmt: skip
+    onnx.save(Probe("rounded", "", text, values={"v": 0.3}).model(), folder / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((128, 3, 5, 5)).astype(np.float32)
+    np.savez(folder / "d.npz", x=x)
+
+
 def test_every_node_is_drawn_behind_what_it_reads(folder: Path) -> None:
     network = network_of(folder / "m.onnx")
     assert len(network.places) == 50
@@ -228,7 +254,8 @@ def test_a_model_without_nodes_has_a_page() -> None:
     counts = {"before": 0, "after": 0}
     proof = {"static": {"tensors": 0, "worst_ulp": 0.0}, "relation": None, "skipped": "so"}
     report = {"input": "m", "output": "n", "written": [], "batch_norms": counts, "per_channel_ops": counts,
-              "nodes": counts, "merges": [], "entries": [], "notices": ["<b>"], "verification": proof}  # fmt: skip
+              "nodes": counts, "merges": [], "entries": [], "notices": ["<b>"], "verification": proof,
+              "requantization": None}  # fmt: skip
     found = Page(page(*for_fold(report, network, {})))
     assert found.figures == {} and "<b>" in found.text
 
