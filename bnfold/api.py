@@ -195,8 +195,8 @@ def _fold_rounded(
     loose = loosen(original, options, data)
     folding, verification = _fold(loose.model, options, verify)
     requantization = None
-    if loose.pairs and folding.report.after.per_channel_ops >= loose.ops_without:  # folded again, without shifts
-        folding, verification = _fold(original, options, verify)
+    if loose.pairs and folding.report.after.per_channel_ops >= loose.plain.after.per_channel_ops:
+        folding, verification = _fold(original, options, verify)  # what was gained was lost to a check
     elif loose.pairs:
         log.info("measuring steps")
         folding, requantization = finish(original, folding, loose, data)

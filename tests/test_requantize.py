@@ -13,7 +13,7 @@ import pytest
 from command import bnfold as run
 from command import files, ok, refused
 from conftest import NO_SHARED, REPO, SHARED
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, numpy_helper
 from oracle import left, run_native
@@ -197,6 +197,17 @@ def test_pairs_of_the_other_domain(name: str) -> None:
     }
 
 
+@each_row
+def test_the_model_given_is_not_touched(name: str) -> None:
+    model = probe_of(name, TABLE[name], good=True).model()
+    nodes = list(model.graph.node)[::-1]  # in an order that bnfold sorts
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    before = model.SerializeToString()
+    assert bnfold.fold(model, requantize=data_of(model)).requantization is not None
+    assert model.SerializeToString() == before
+
+
 def test_what_a_pair_had_besides_comes_back() -> None:
     model = probe_of("behind a Conv", TABLE["behind a Conv"], good=True).model()
     for node in model.graph.node:
@@ -266,6 +277,7 @@ def test_values_that_are_not_finite_are_named() -> None:
 LIKE = [Steps(np.float32(1).reshape(()), np.asarray(zero, kind)) for zero, kind in ((0, np.uint8), (0, np.int8))]
 
 
+@settings(max_examples=200, derandomize=True, deadline=None)
 @given(
     st.lists(st.sampled_from([1e-30, 1e-3, 1.0, 7.0, 1e4, 1e30]), min_size=1, max_size=4),
     st.sampled_from(["normal", "laplace", "positive", "constant", "zeros"]), st.integers(0, 2**32 - 1),
@@ -288,9 +300,13 @@ def test_best_steps_are_as_good_as_they_say(like: Steps, scales: list[float], ki
         return
     error = rms(found.rounded(values) - values)
     assert 0 < float(found.step) < np.inf
-    if kind != "constant" and len(scales) == 1:
+    whole = widest(values, like)
+    if kind == "constant":  # few values at all: how they fall between the steps is chance
+        assert error <= float(whole.step)
+        return
+    assert error <= 1.02 * rms(whole.rounded(values) - values) + 1e-12 * rms(values)
+    if len(scales) == 1:
         assert error == pytest.approx(noise * rms(values), rel=0.05)
-    assert error <= 1.02 * rms(widest(values, like).rounded(values) - values) + 1e-12 * rms(values)
 
 
 def test_batches_in_any_order_give_the_same_counts() -> None:

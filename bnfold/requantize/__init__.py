@@ -23,6 +23,7 @@ from bnfold.fold import Folding, Options, fold_model
 from bnfold.graph import Graph
 from bnfold.model_file import LoadedModel
 from bnfold.recalibrate.data import Data
+from bnfold.report import FoldReport
 from bnfold.requantize.account import OutputChange, Requantization, Requantized, rounding
 from bnfold.requantize.measure import Tally, compare, count, watch
 from bnfold.requantize.pairs import Pair, find_pairs, loosened, needed, put_back, sources
@@ -46,14 +47,14 @@ class Loosened:
         pairs: those.
         tallies: what each does to the data, by its number.
         notices: what the user should know.
-        ops_without: ops that only scale and shift channels which a fold leaves if no pair goes out of the way.
+        plain: what a fold does if no pair goes out of the way.
     """
 
     model: LoadedModel
     pairs: tuple[Pair, ...]
     tallies: dict[int, Tally]
     notices: tuple[str, ...]
-    ops_without: int
+    plain: FoldReport
 
 
 def loosen(original: LoadedModel, options: Options, data: Data) -> Loosened:
@@ -75,7 +76,7 @@ def loosen(original: LoadedModel, options: Options, data: Data) -> Loosened:
     if not pairs:
         notices.append("no rounding had to move: the data were not needed")
     model = loosened(original, pairs) if pairs else original
-    return Loosened(model, tuple(pairs), tallies, tuple(notices), plain.report.after.per_channel_ops)
+    return Loosened(model, tuple(pairs), tallies, tuple(notices), plain.report)
 
 
 def _told(pair: Pair, tally: Tally) -> str:
@@ -104,10 +105,7 @@ def finish(original: LoadedModel, folding: Folding, loose: Loosened, data: Data)
     result = folding.model.copy()
     put_back(result, original, loose.pairs, steps)
     compared, outputs = compare(original, result, data.held_out or data)
-    report = replace(folding.report, nodes_before=_nodes(original), nodes_after=_nodes(result))
+    nodes = sum(len(scope.nodes) for scope in Graph(result.proto).scopes)
+    report = replace(folding.report, nodes_before=loose.plain.nodes_before, nodes_after=nodes)
     found = Requantization(data.count or compared, tuple(changes), outputs, compared)
     return replace(folding, model=result, report=report), found
-
-
-def _nodes(model: LoadedModel) -> int:
-    return sum(len(scope.nodes) for scope in Graph(model.proto).scopes)

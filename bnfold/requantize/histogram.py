@@ -63,27 +63,24 @@ class Histogram:
             return like, 0.0
         least, most = like.limits
         if like.is_symmetric:
-            high = np.linspace(0, max(-self.low, self.high), TRIED + 1)[1:]
-            low, count = -high, 2 * most
+            step = np.linspace(0, max(-self.low, self.high), TRIED + 1)[1:] / most
+            zero = np.zeros_like(step)
         else:
             low, high = (grid.ravel() for grid in np.meshgrid(_parts(self.low), _parts(self.high)))
             low, high = low[high > low], high[high > low]
-            count = most - least
-        step = (high - low) / count
-        error, size = self._error(low, high, step)
+            step = (high - low) / (most - least)
+            zero = np.clip(np.rint(least - low / step), least, most)
+        error, size = self._error((least - zero) * step, (most - zero) * step, step)
         best = int(error.argmin())
-        dtype, kind = like.step.dtype, like.zero_point.dtype
-        stored = np.asarray(max(step[best], finfo(dtype).smallest_normal), dtype)
-        zero = 0 if like.is_symmetric else int(np.clip(np.rint(least - low[best] / float(stored)), least, most))
-        return Steps(stored, np.asarray(zero, kind)), float(np.sqrt(error[best] / size))
+        stored = np.asarray(max(step[best], finfo(like.step.dtype).smallest_normal), like.step.dtype)
+        return Steps(stored, zero[best].astype(like.zero_point.dtype)), float(np.sqrt(error[best] / size))
 
     def _error(self, low: Floats, high: Floats, step: Floats) -> tuple[Floats, float]:
         """Sums of squared errors over each range, and the sum of squares of the values."""
         width = self.limit / BINS
         middle = (np.arange(2 * BINS) + 0.5 - BINS) * width
         sums = np.pad(np.cumsum([self.counts, self.counts * middle, self.counts * middle**2], axis=1), ((0, 0), (1, 0)))
-        below = np.rint(low / width).astype(np.int64) + BINS
-        above = np.rint(high / width).astype(np.int64) + BINS
+        below, above = (np.clip(np.rint(edge / width) + BINS, 0, 2 * BINS).astype(np.int64) for edge in (low, high))
         clipped = _squares(sums[:, below], low) + _squares(sums[:, -1:] - sums[:, above], high)
         zeros = np.where(below < BINS, self.counts[BINS - 1], 0) + np.where(above > BINS, self.counts[BINS], 0)
         inside = sums[0, above] - sums[0, below] - zeros  # what a Relu leaves is exact

@@ -90,6 +90,7 @@ class Pair:
 
 def find_pairs(model: LoadedModel, options: Options) -> list[Pair]:
     """The pairs of the main graph whose integers nobody else reads, without those that `skip` names."""
+    model = model.copy()  # a view sorts the nodes
     graph = Graph(model.proto)
     constants = Shapes(graph, model, options.keep_overridable).constants(graph.main)
     quantizers = [node for node in graph.main.nodes if node.op in QUANTIZE]
