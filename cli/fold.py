@@ -83,12 +83,12 @@ def run(request: Request, images: dict[str, str | None], *, json: bool, quiet: b
         )  # fmt: skip
     place = target(request.model, request.output, request.in_place, "folded")
 
-    # What the user's code prints is no part of the result.
-    with render.progress(quiet=quiet, verbose=verbose), redirect_stdout(sys.stderr):
+    with render.progress(quiet=quiet, verbose=verbose):
         _demand_places(request, place)
-        data = _data(request, images)
-        result = _folded(request, data)
-        judgements = judged(request.model, result, None if data is None else data.held_out)
+        with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the result
+            data = _data(request, images)
+            result = _folded(request, data)
+            judgements = judged(request.model, result, None if data is None else data.held_out)
         network = page.drawn(request.model, request.html, request.plot)
         files = [] if request.dry_run else result.save(place, overwrite=request.overwrite)
         names = {"input": request.model, "output": str(place), "written": [str(file) for file in files]}

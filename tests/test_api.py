@@ -21,7 +21,8 @@ MODEL = SAMPLES / "digits_cnn.onnx"
 
 PUBLIC = """BnfoldError CalibrationDataError Comparison Counts Drift Entry ExternalDataError FoldReport FoldResult
 ImageOptions InsertResult
-Inserted Inspection ModelError NotEquivalentError OutputError RecalibrationResult UsageError Verification __version__
+Inserted Inspection ModelError NotEquivalentError OutputError RecalibrationResult
+Requantization UsageError Verification __version__
 fold insert inspect recalibrate verify""".split()
 
 

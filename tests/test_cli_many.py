@@ -318,21 +318,28 @@ def test_none_is_started_once_they_were_stopped() -> None:
     assert children.run(["fold", "m.onnx"]) == many.Outcome(130, None, "interrupted")
 
 
+REQUANTIZE = {"requantize", "labels", "batch_size", "samples", "seed"}  # of one model's inputs
+
+
 @pytest.mark.parametrize(
     ("verb", "own"),
     [
-        ("fold", {"models", "jobs", "output", "plot", "html", "json", "quiet", "verbose"}),
+        ("fold", {"models", "jobs", "output", "plot", "html", *REQUANTIZE}),
         ("inspect", {"models", "jobs", "plot", "html", "json"}),
     ],
 )
 def test_every_option_reaches_the_processes(verb: str, own: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A new one has to be handed on, or to be refused for several models and named here."""
-    run = importlib.import_module(f"bnfold.cli.{verb}").run
+    module = importlib.import_module(f"bnfold.cli.{verb}")
     seen: dict[str, object] = {}
     monkeypatch.setattr(many, "words", lambda **options: seen.update(options))
     monkeypatch.setattr(batch, verb, lambda *_, **__: 0)
-    names = inspect.signature(run).parameters.keys()
+    names = inspect.signature(module.Request if verb == "fold" else module.run).parameters.keys()
     known = {"models": ["m.onnx"], "jobs": 1, "output": None, "verify": "usual", "kept": "reduce"}
-    known |= {"plot": None, "html": None}
-    run(**{name: known.get(name, False) for name in names})
+    known |= {"plot": None, "html": None, **dict.fromkeys(REQUANTIZE)}
+    given = {name: known.get(name, False) for name in names}
+    if verb == "fold":
+        module.run(module.Request(**given), {}, json=False, quiet=False, verbose=False)
+    else:
+        module.run(**given)
     assert seen.keys() == names - own
