@@ -46,6 +46,7 @@ LEFT_OUT = ["tests/test_saving.py::test_memory_does_not_grow_with_the_weights",
             "tests/test_model_file.py::test_twenty_thousand_nodes"]  # fmt: skip
 FOLD = ["tests/test_ops_table.py", "tests/test_regressions.py", "tests/test_probes.py", "tests/test_fused.py",
         "tests/test_merge.py", "tests/test_sums.py", "tests/test_union_find.py"]  # fmt: skip
+REQUANTIZE = ["tests/test_requantize.py"]
 # Mutants of all of fold/ that are tried unless told otherwise.
 SAMPLE = 40
 SECONDS = 20  # of CPU, for a mutant that never ends; all tests of a module take half of it
@@ -263,7 +264,7 @@ def _chosen(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Mutant], 
     for file in arguments.modules or TESTS:
         found = mutants(file)
         some = draw.sample(found, min(arguments.sample, len(found))) if arguments.sample else found
-        yield file, some, TESTS.get(file, FOLD)
+        yield file, some, TESTS.get(file, REQUANTIZE if file.startswith("bnfold/requantize/") else FOLD)
     if not arguments.modules:
         files = sorted(str(path.relative_to(REPO)) for path in (REPO / "bnfold" / "fold").rglob("*.py"))
         found = [mutant for file in files for mutant in mutants(file)]

@@ -84,6 +84,22 @@ TABLE = {
         f"{CONV}{Q}n = BN4(d); j = QuantizeLinear(n, s, z); e = DequantizeLinear(j, s, z); g = Conv(e, h[2,4,1,1]); "
         "k = QuantizeLinear(g, s, z); y = DequantizeLinear(k, s, z)",
         f"{CONV}{Q}n = BN4(d); j = QuantizeLinear(n, s, z); e = DequantizeLinear(j, s, z); u = Sigmoid(d); y = Add(u, e)", 2),
+    "in front of a Conv": Row(
+        "x[N,4,5,5] -> y | c = BN4(x); i = QuantizeLinear(c, s[]={0.1}, z:uint8[]={120}); d = DequantizeLinear(i, s, z); "
+        "y = Conv(d, w[2,4,3,3])",
+        "x[N,4,5,5] -> y | c = BN4(x); i = QuantizeLinear(c, s[]={0.1}, z:uint8[]={120}); d = DequantizeLinear(i, s, z); "
+        "y = Conv<pads=[1,1,1,1]>(d, w[2,4,3,3])"),
+    "a merge takes them in": Row(
+        "x[N,4,5,5] -> y | c = Conv<pads=[1,1,1,1]>(x, w[4,4,3,3]); "
+        f"{Q}n = BN4(d); e = Conv(x, v[4,4,1,1]); j = QuantizeLinear(e, s, z); f = DequantizeLinear(j, s, z); m = BN4(f); "
+        "a = Add(n, m); y = Sigmoid(a)",
+        "x[N,4,5,5] -> y | c = Conv<pads=[1,1,1,1]>(x, w[4,4,3,3]); "
+        f"{Q}n = BN4(d); e = Sigmoid(x); a = Add(n, d); y = Mul(e, a)", 0),
+    "a zero point that is computed": Row(
+        f"{CONV}k:uint8[] = Constant<value = uint8 {{120}}>(); i = QuantizeLinear(c, s[]={{0.1}}, k); "
+        f"d = DequantizeLinear(i, s, k); n = BN4(d); {LAST}".replace("k:uint8[] =", "k ="),
+        f"{CONV}o = ReduceMin<keepdims=0>(x); a = Abs(o); k = Cast<to=2>(a); i = QuantizeLinear(c, s[]={{0.1}}, k); "
+        f"d = DequantizeLinear(i, s, k); n = BN4(d); {LAST}"),
     "in the main graph": Row(
         f"x[N,3,5,5] -> y | c = Conv(x, w[4,3,3,3], b[4]); {Q}n = BN4(d); o = ReduceMin<keepdims=0>(x); v = Cast<to=9>(o); y = If(v) <then_branch = a () => "
         "(float[N,4,3,3] p) { p = Sigmoid(n) }, else_branch = e () => (float[N,4,3,3] r) { r = Relu(n) }>",

@@ -19,10 +19,17 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from oracle import left, run_native
 from probe_text import Probe
 from requantize_table import TABLE, Row
+from requantize_table import Q as PAIR
 
 import bnfold
+from bnfold.fold import Options, fold_model
+from bnfold.model_file import to_proto, wrap
+from bnfold.recalibrate.data import open_data
+from bnfold.requantize import Loosened, finish
 from bnfold.requantize.histogram import Histogram
-from bnfold.requantize.pairs import Steps
+from bnfold.requantize.measure import Tally
+from bnfold.requantize.pairs import Steps, find_pairs, loosened
+from bnfold.verify.inputs import ports
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +58,12 @@ def rounded_values(model: ModelProto) -> Counter[str]:
     constant = {tensor.name for tensor in model.graph.initializer}
     return Counter(node.name or node.output[0] for node in model.graph.node
                    if node.op_type == "QuantizeLinear" and node.input[0] not in constant)  # fmt: skip
+
+
+def inner_reads(model: ModelProto) -> list[str]:
+    """What bodies read."""
+    bodies = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.g.node]
+    return [name for body in bodies for node in body.node for name in node.input]
 
 
 def plain(model: ModelProto) -> ModelProto:
@@ -104,10 +117,13 @@ def test_bn_goes_and_the_rounding_behind_it_stays(name: str) -> None:
     model = probe_of(name, row, good=True).model()
     data = data_of(model)
     result = bnfold.fold(model, requantize=data)
-    assert (left(bnfold.fold(model).model).total, left(result.model).total) == (1, 0)
+    assert left(bnfold.fold(model).model).total == left(model).bn
+    assert left(result.model).total == 0
     onnx.checker.check_model(result.model, full_check=True)
     assert sum(rounded_values(result.model).values()) == row.pairs
     assert not any(node.op_type == "Identity" or node.doc_string for node in result.model.graph.node)
+    read = {name for node in result.model.graph.node for name in node.input}
+    assert {tensor.name for tensor in result.model.graph.initializer} <= read | set(inner_reads(result.model))
     assert result.requantization is not None
     without, after = (run_native(plain(each), data) for each in (model, result.model))
     for output, expected in without.items():  # but for the rounding it is the same function
@@ -195,6 +211,39 @@ def test_pairs_of_the_other_domain(name: str) -> None:
     assert {node.domain for node in result.model.graph.node if node.op_type.endswith("uantizeLinear")} == {
         "com.microsoft"
     }
+
+
+def test_as_few_as_will_do() -> None:
+    """Of three pairs near BN that stay, one lets its BN go; the others keep their steps to the bit."""
+    text = (
+        "x[N,3,5,5] -> y | c = Conv(x, w[4,3,3,3], b[4]); i = QuantizeLinear(c, s[]={0.1}, z:uint8[]={120}); "
+        "d = DequantizeLinear(i, s, z); n = BN4(d); r = Sigmoid(n); j = QuantizeLinear(r, t[]={0.01}, z); "
+        "e = DequantizeLinear(j, t, z); m = BN4(e); k = QuantizeLinear(m, s, z); f = DequantizeLinear(k, s, z); "
+        "y = Sigmoid(f)"
+    )  # fmt: skip
+    model = Probe("requantize-few", "", text).model()
+    result = bnfold.fold(model, requantize=data_of(model))
+    assert [entry.name for entry in result.kept] == ["m"]
+    assert result.requantization is not None
+    assert [pair.name for pair in result.requantization.pairs] == ["i"]
+    old, new = steps(model), steps(result.model)
+    assert (new["j"], new["k"]) == (old["j"], old["k"])
+    assert new["i"] != old["i"]
+
+
+def test_a_pair_that_has_not_moved_in_the_end_is_scaled() -> None:
+    """What a check makes of a fold may leave a pair with one scale for all, which its steps take, and no more."""
+    text = "x[N,3,5,5] -> y | c = Conv(x, w[4,3,3,3], b[4]); " + PAIR + "m = Mul(d, f[]={2.5}); y = Sigmoid(m)"
+    model = wrap(Probe("requantize-scaled", "", text).model())
+    data = open_data(data_of(model.proto), ports(model.proto)[0], batch_size=16)
+    pairs = find_pairs(model, Options())
+    folding = fold_model(loosened(model, pairs), Options())
+    plain_fold = fold_model(model, Options())
+    loose = Loosened(loosened(model, pairs), tuple(pairs), {0: Tally()}, (), plain_fold.report)
+    done, found = finish(model, folding, loose, data)
+    assert (found.pairs, left(to_proto(done.model)).total) == ((), 0)
+    assert steps(to_proto(done.model))["i"].step == pytest.approx(0.25)
+    assert to_proto(done.model).graph.node == to_proto(plain_fold.model).graph.node
 
 
 @each_row

@@ -196,7 +196,7 @@ def put_back(model: LoadedModel, original: LoadedModel, pairs: Sequence[Pair], s
     names: dict[int, list[str]] = {}
     gone: list[Node] = []
     for number, place, node in _marked(graph):
-        node.proto.doc_string = ""
+        node.proto.ClearField("doc_string")
         if number not in steps:
             gone += [node] if _bypass(node) else []
             continue
@@ -204,7 +204,9 @@ def put_back(model: LoadedModel, original: LoadedModel, pairs: Sequence[Pair], s
             names[number] = _store(graph, by_number[number], steps[number])
         was = by_number[number].nodes[place].proto
         become(node.proto, was.op_type, [node.proto.input[0], *names[number]])
-        node.proto.domain, node.proto.doc_string = was.domain, was.doc_string
+        node.proto.domain = was.domain
+        if was.doc_string:
+            node.proto.doc_string = was.doc_string
         node.proto.attribute.extend(was.attribute)
     remove_nodes(graph.main, gone)
     integers = {by_number[number].nodes[0].proto.output[0] for number in names}
