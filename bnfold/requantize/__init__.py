@@ -27,7 +27,7 @@ from bnfold.report import FoldReport
 from bnfold.requantize.account import OutputChange, Requantization, Requantized, rounding
 from bnfold.requantize.measure import Tally, compare, count, watch
 from bnfold.requantize.pairs import Pair, find_pairs, loosened, needed, put_back, sources
-from bnfold.requantize.search import has_moved, in_the_way, scaled
+from bnfold.requantize.search import in_the_way, moved, scaled
 
 __all__ = ["Loosened", "OutputChange", "Requantization", "Requantized", "finish", "loosen"]
 
@@ -91,12 +91,12 @@ def finish(original: LoadedModel, folding: Folding, loose: Loosened, data: Data)
 
     Raises: ModelError if the model can't be run, or a value isn't finite.
     """
-    moved = [pair for pair in loose.pairs if has_moved(folding, pair)]
-    steps = {pair.number: scaled(folding, pair) for pair in loose.pairs if pair not in moved}
-    wanted = needed(folding.model) & {pair.number for pair in moved}
-    seen = count(folding.model, {number: sources(folding.model)[number] for number in wanted}, data)
+    changed = moved(folding, loose.pairs)
+    steps = {pair.number: scaled(folding, pair) for pair in loose.pairs if pair not in changed}
+    wanted, names = needed(folding.model) & {pair.number for pair in changed}, sources(folding.model)
+    seen = count(folding.model, {number: names[number] for number in wanted}, data)
     changes: list[Requantized] = []
-    for pair in moved:
+    for pair in changed:
         before, after = rounding(pair.steps, loose.tallies[pair.number].noise), None
         if pair.number in seen:
             steps[pair.number], noise = seen[pair.number].best_steps(pair.steps)

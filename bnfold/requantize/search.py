@@ -36,7 +36,7 @@ def in_the_way(
     while more := _near(folding, offered, tried):
         tried += more
         folding = fold_model(loosened(original, tried), options)
-    chosen = [pair for pair in tried if has_moved(folding, pair)]
+    chosen = moved(folding, tried)
     if len(chosen) < len(tried):
         if chosen:
             return in_the_way(original, options, plain, chosen)
@@ -81,12 +81,16 @@ def _behind(node: Node) -> Iterator[Node]:
     yield from (reader for value in node.outputs if value is not None for reader, _ in value.readers())
 
 
-def has_moved(folding: Folding, pair: Pair) -> bool:
-    """Whether a pair can't stay as it is, or with its steps scaled: by one positive scale for all, and no shift."""
-    if pair.number not in sources(folding.model):  # a merge has taken it in
-        return True
-    scale, shift = map_of(folding.plans[0].maps, pair)
-    return bool((scale != scale.flat[0]).any() or scale.flat[0] <= 0 or shift.any())
+def moved(folding: Folding, pairs: Iterable[Pair]) -> list[Pair]:
+    """Those that can't stay as they are, or with their steps scaled: by one positive scale for all, and no shift."""
+    left = sources(folding.model)  # a merge may have taken some in
+    found = []
+    for pair in pairs:
+        scale, shift = map_of(folding.plans[0].maps, pair)
+        fits = (scale == scale.flat[0]).all() and scale.flat[0] > 0 and not shift.any()
+        if pair.number not in left or not fits:
+            found.append(pair)
+    return found
 
 
 def scaled(folding: Folding, pair: Pair) -> Steps:
