@@ -280,6 +280,14 @@ def test_integers_that_a_node_makes_of_floats_are_stored() -> None:
     assert "w" not in tensors(result.model)
 
 
+def test_what_the_file_says_of_a_shape_stays_true() -> None:
+    model = Probe("shape", "", TABLE["one scale becomes one of each channel"].good, opset=13).model()
+    model.graph.value_info.append(helper.make_tensor_value_info("s_var", TensorProto.FLOAT, []))
+    result = bnfold.fold(model)
+    assert tensors(result.model)["s_var"].shape == (4,)
+    onnx.checker.check_model(result.model, full_check=True)
+
+
 def test_weights_change_rather_than_steps() -> None:
     text = (
         "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); r = Relu(c); m = Mul(r, f[]={3.0}); "

@@ -1,7 +1,7 @@
 """What an edit makes of a weight or bias that is kept as integers: a new scale, and integers that stay or turn around.
 
 The formulas are those of `quantised`.  A bias in int32 keeps to the steps that an integer kernel asks for; what is
-added to it is rounded to them.
+added to it is rounded to them.  QONNX keeps floats that its op rounds to the integers: they change with the scale.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnfold.constants import Array
-from bnfold.fold.parameters import Unrepresentable, stored
-from bnfold.fold.quantised import PER_AXIS, Quantised
-from bnfold.fold.ties import Ties
+from bnfold.fold.parameters import Unrepresentable, spread, stored
+from bnfold.fold.quantised import Quantised
+from bnfold.fold.ties import Linear, Ties
 from bnfold.fold.union_find import Floats
 from bnfold.storage import is_packed
 
@@ -43,7 +43,7 @@ def row_factors(edit: LinearEdit) -> Floats:
 
 
 def new_scale(quantised: Quantised, factors: Floats) -> tuple[Floats, int | None]:
-    """|f| scale, exactly; and the axis along which it lies where that is new."""
+    """|f| scale, exactly; and the axis along which a DequantizeLinear's lies where that is new."""
     alive = np.abs(factors[factors != 0])
     old = quantised.scale.astype(np.float64)
     if not alive.size:
@@ -60,18 +60,46 @@ def new_scale(quantised: Quantised, factors: Floats) -> tuple[Floats, int | None
     return old * sizes, None
 
 
-def new_integers(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Array:
-    """The integers with rows of negative factors negated, and dead rows and columns at the zero point."""
+def broadcast_scale(quantised: Quantised, sizes: Floats) -> Floats:
+    """The scale times sizes of all elements, exactly, along as few axes as will do."""
+    old = np.asarray(quantised.scales().astype(np.float64))
+    full = sizes * old
+    for axis in range(full.ndim):
+        first = full.take([0], axis)
+        if (old.ndim == 0 or old.shape[axis] == 1) and (full == first).all():
+            full = first
+    return full.reshape(quantised.scale.shape) if full.size == quantised.scale.size else full
+
+
+def _laid_out(linear: Linear, vector: Floats, axes: tuple[int, ...], shape: tuple[int, ...]) -> Floats:
+    """A vector over rows or columns, for all elements of the weight."""
+    return np.broadcast_to(spread(linear, vector, axes), linear.view).reshape(shape)
+
+
+def _element_factors(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Floats:
+    """What each element is multiplied by, 0 in dead rows and columns."""
     linear, shape = edit.linear, quantised.integers.shape
-    rows = factors.reshape([linear.view[axis] if axis in linear.row_axes else 1 for axis in range(len(linear.view))])
     alive = np.ones(edit.column_scale.size)
     alive[edit.dead_columns] = 0
-    columns = alive.reshape([size if axis in linear.column_axes else 1 for axis, size in enumerate(linear.view)])
-    zeros = np.broadcast_to(quantised.zeros(), shape).reshape(linear.view)
-    kept = quantised.integers.astype(zeros.dtype).reshape(linear.view)
-    seen = np.where(rows < 0, 2 * zeros - kept, kept)
-    result = np.where((rows == 0) | (columns == 0), zeros, seen).astype(quantised.integers.dtype)
-    return np.asarray(result.reshape(shape))
+    rows = _laid_out(linear, factors, linear.row_axes, shape)
+    return rows * _laid_out(linear, alive, linear.column_axes, shape)
+
+
+def _element_sizes(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Floats:
+    """What each element's scale is multiplied by; any will do in dead ones, if an integer stands for 0."""
+    if not quantised.has_zero:
+        return np.abs(_element_factors(edit, quantised, factors))
+    alive = np.abs(factors[factors != 0])
+    sizes = np.where(factors == 0, alive[0] if alive.size else 1.0, np.abs(factors))
+    return _laid_out(edit.linear, sizes, edit.linear.row_axes, quantised.integers.shape)
+
+
+def new_integers(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Array:
+    """The integers with rows of negative factors negated, and dead rows and columns at the zero point."""
+    factors, zeros = _element_factors(edit, quantised, factors), quantised.zeros()
+    seen = np.where(factors < 0, quantised.negated(), quantised.integers.astype(zeros.dtype))
+    dead = (factors == 0) & quantised.has_zero
+    return np.asarray(np.where(dead, zeros, seen).astype(quantised.integers.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +129,9 @@ def weight_changes(edit: LinearEdit, quantised: Quantised) -> Changes:
     Raises: Unrepresentable.
     """
     factors = row_factors(edit)
+    if quantised.grid is not None:
+        exact = broadcast_scale(quantised, _element_sizes(edit, quantised, factors))
+        return _floats_changes(edit, quantised, exact, new_integers(edit, quantised, factors))
     exact, axis = new_scale(quantised, factors)
     found = [_scale_change(edit, quantised, exact, axis)]
     if (factors <= 0).any() or edit.dead_columns.size or not quantised.is_stored:
@@ -121,8 +152,11 @@ def bias_changes(edit: LinearEdit, quantised: Quantised, exact: Floats) -> Chang
     Raises: Unrepresentable.
     """
     node, factors = edit.linear.node, edit.factor
+    if quantised.grid is not None:  # only multiplied, or it would be floats
+        whole = np.sign(factors).astype(np.int32) * quantised.integers
+        return _floats_changes(edit, quantised, broadcast_scale(quantised, np.abs(factors)), whole)
     scale, axis = new_scale(replace(quantised, row_axis=0), factors)
-    if axis is not None and quantised.node.opset < PER_AXIS:
+    if axis is not None and not quantised.is_adaptable:
         sentence = f"opset {quantised.node.opset} has no scale for each entry of its int32 bias"
         raise Unrepresentable(node, sentence)
     found = _scale_change(edit, quantised, scale, axis)
@@ -151,6 +185,8 @@ def stays_integer(ties: Ties, edit: LinearEdit) -> bool:
     bias, weight, maker = linear.quantised_bias, linear.quantised, linear.source.producer if linear.source else None
     if bias is None or only_scales(edit):
         return bias is not None
+    if bias.grid is not None:
+        return False
     if (edit.factor == 0).any():  # a constant, which nothing rounds where BN makes it
         return False
     if weight is None or weight.block or maker is None or maker.op != "DequantizeLinear":
@@ -174,6 +210,19 @@ def _scale_change(edit: LinearEdit, quantised: Quantised, exact: Floats, axis: i
     content = stored(exact, dtype, edit.linear.node, lambda: np.zeros(()))  # each step counts, however small
     key = content.tobytes() + repr((axis, content.shape)).encode()
     return Change(1, "quantisation scale", content, content.shape, dtype, key)
+
+
+def _floats_changes(edit: LinearEdit, quantised: Quantised, scale: Floats, integers: Array) -> Changes:
+    """A new scale, and floats that round to these integers with it."""
+    found, grid = _scale_change(edit, quantised, scale, None), quantised.grid
+    assert grid is not None
+    steps, zeros = np.asarray(found.content), quantised.zeros()
+    content = grid.floats(integers, steps, zeros)
+    seen = grid.integers(content, steps, zeros.astype(content.dtype))
+    if not np.array_equal(np.where(steps == 0, integers, seen), integers):
+        sentence = f"no {content.dtype} would be rounded to the {grid.name} that it stands for"
+        raise Unrepresentable(edit.linear.node, sentence)
+    return Changes([found, Change(0, "floats", content, content.shape, content.dtype, content.tobytes())], None)
 
 
 def _zero_changes(quantised: Quantised, axis: int | None) -> list[Change]:
