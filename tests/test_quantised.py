@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -103,6 +106,84 @@ def test_the_hostile_twin_stays(name: str) -> None:
     assert all(entry.sentence for entry in entries)
 
 
+# -- ONNX Runtime's own ops ------------------------------------------------------------------------------
+
+MICROSOFT = "com.microsoft"
+NOT_THERE = {"8-bit floats", "blocks of a row", "blocks with a zero point"}
+
+
+def contributed(text: str) -> Probe:
+    """The same model with ONNX Runtime's QuantizeLinear and DequantizeLinear."""
+    for op in ("DequantizeLinear", "QuantizeLinear"):
+        text = re.sub(rf"\b{op}\b", f"{MICROSOFT}.{op}", text)
+
+    def import_domain(model: ModelProto) -> None:
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+
+    return Probe("contributed", "", text, edit=import_domain)
+
+
+def renamed(model: ModelProto) -> ModelProto:
+    """With ONNX's ops, as far as they are called the same."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.opset_import[1:]
+    graphs = [copy.graph]
+    for graph in graphs:  # grows
+        graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.g.node]
+        for node in graph.node:
+            node.ClearField("domain")
+        for info in graph.output:
+            info.type.tensor_type.ClearField("shape")  # inference knows none behind ONNX Runtime's
+    return copy
+
+
+def assert_natively_the_same(before: ModelProto, after: ModelProto, probe: Probe) -> None:
+    for feeds in probe.batches():
+        expected, found = run_native(before, feeds), run_native(after, feeds)
+        assert expected is not None
+        assert found is not None
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-6 * max(np.abs(value).max(), 1e-3))
+
+
+@pytest.mark.parametrize("good", [True, False])
+@pytest.mark.parametrize("name", [name for name in TABLE if name not in NOT_THERE])
+def test_microsofts_ops_are_folded_as_onnxs(name: str, good: bool) -> None:
+    row = TABLE[name]
+    plain = probe_of(name, row, good=good)
+    probe = replace(contributed(plain.text), name=plain.name, opset=max(plain.opset, 13), values=row.values,
+                    dtype=plain.dtype)  # fmt: skip
+    plain = replace(plain, opset=probe.opset)
+    model = probe.model()
+    assert any(node.domain for node in model.graph.node) or name == "in a body"
+    expected, found = (bnfold.fold(m, kept="reduce") for m in (plain.model(), model))
+    assert renamed(found.model) == renamed(expected.model)
+    assert [entry.outcome for entry in found.report.entries] == [entry.outcome for entry in expected.report.entries]
+    if probe.dtype == "float":
+        assert_natively_the_same(model, found.model, probe)
+
+
+@pytest.mark.parametrize("name", ["one scale becomes one of each channel", "dead channels"])
+def test_microsofts_op_has_a_scale_of_each_channel_at_any_opset(name: str) -> None:
+    row = TABLE[name]
+    probe = replace(contributed(row.bad), opset=11, values=row.values)
+    model = probe.model()
+    result = bnfold.fold(model)
+    assert result.report.after.per_channel_ops == 0
+    assert_natively_the_same(model, result.model, probe)
+
+
+@pytest.mark.parametrize("name", [name for name in SUMS if name != "QLinearConv"])
+def test_microsofts_rounded_values(name: str) -> None:
+    row = SUMS[name]
+    probe = contributed(row.text)
+    model = probe.model()
+    result = bnfold.fold(model)
+    assert result.report.after.per_channel_ops == row.left
+    assert_natively_the_same(model, result.model, probe)
+
+
 @pytest.mark.parametrize("name", SUMS)
 def test_sums_of_integers_and_rounded_values(name: str) -> None:
     row = SUMS[name]
@@ -122,8 +203,13 @@ def test_sums_of_integers_and_rounded_values(name: str) -> None:
 
 # -- types that are packed, biases in the steps of an integer kernel ----------------------------------
 
+# ONNX's own ops, and ONNX Runtime's in an older opset.
+WHERE = [{}, {"domain": MICROSOFT, "opset": 13}]
 
-def conv_model(integers: Array, kind: int, zero: int = 0, steps: Array | None = None, *, opset: int = 21) -> ModelProto:
+
+def conv_model(
+    integers: Array, kind: int, zero: int = 0, steps: Array | None = None, *, opset: int = 21, domain: str = ""
+) -> ModelProto:
     """DequantizeLinear(x) → Conv(weight of `kind`, int32 bias in these steps) → BN, or with a float x without steps."""
     rows, columns = integers.shape[:2]
     rng = np.random.default_rng(1)
@@ -158,7 +244,10 @@ def conv_model(integers: Array, kind: int, zero: int = 0, steps: Array | None = 
         helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", rows, 6, 6]),
     ]
     graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    for node in graph.node if domain else ():
+        node.domain = domain if node.op_type.endswith("izeLinear") else ""
+    opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -178,11 +267,12 @@ def native(model: ModelProto, seed: int = 0) -> Array:
         ("UINT16", 1, 32768),
     ],
 )  # fmt: skip
-def test_each_type_to_the_end_of_its_range(kind: str, lowest: int, zero: int) -> None:
+@pytest.mark.parametrize("where", WHERE)
+def test_each_type_to_the_end_of_its_range(kind: str, lowest: int, zero: int, where: dict[str, Any]) -> None:
     """The lowest integer that has a negative, in every channel; one lower, and the sign can't go."""
     integers = np.arange(4 * 3).reshape(4, 3, 1, 1) % 5 + zero
     integers[:, 0] = lowest
-    model = conv_model(integers, getattr(TensorProto, kind), zero)
+    model = conv_model(integers, getattr(TensorProto, kind), zero, **where)
     result = bnfold.fold(model)
     assert result.report.after.per_channel_ops == 0
     expected = native(model)
@@ -191,14 +281,15 @@ def test_each_type_to_the_end_of_its_range(kind: str, lowest: int, zero: int) ->
     assert (after[0::2] == integers[0::2]).all()
     assert (after[1::2] == 2 * zero - integers[1::2]).all()
     integers[1, 0] = lowest - 1
-    kept = bnfold.fold(conv_model(integers, getattr(TensorProto, kind), zero)).report
+    kept = bnfold.fold(conv_model(integers, getattr(TensorProto, kind), zero, **where)).report
     assert kept.after.per_channel_ops == 1
     assert "no negative in that type" in kept.entries[0].sentence
 
 
-def test_int32_bias_stays_one_in_the_new_steps() -> None:
+@pytest.mark.parametrize("where", WHERE)
+def test_int32_bias_stays_one_in_the_new_steps(where: dict[str, Any]) -> None:
     integers = np.random.default_rng(0).integers(-127, 128, (6, 3, 1, 1))
-    model = conv_model(integers, TensorProto.INT8, steps=np.ones(6, np.float32))
+    model = conv_model(integers, TensorProto.INT8, steps=np.ones(6, np.float32), **where)
     result = bnfold.fold(model)
     after, before = tensors(result.model), tensors(model)
     assert after["bias_q"].dtype == np.int32

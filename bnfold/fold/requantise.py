@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnfold.constants import Array
+from bnfold.constants import DEQUANTIZE, Array
 from bnfold.fold.parameters import Unrepresentable, spread, stored
 from bnfold.fold.quantised import Quantised
 from bnfold.fold.ties import Linear, Ties
@@ -189,7 +189,7 @@ def stays_integer(ties: Ties, edit: LinearEdit) -> bool:
         return False
     if (edit.factor == 0).any():  # a constant, which nothing rounds where BN makes it
         return False
-    if weight is None or weight.block or maker is None or maker.op != "DequantizeLinear":
+    if weight is None or weight.block or maker is None or maker.op not in DEQUANTIZE:
         return False
     step = ties.array(maker.input(1))
     if step is None or step.size != 1:
