@@ -123,6 +123,22 @@ TABLE = {
         "y = BN4(h)",
         f"x[N,3,5,5] t[] -> y | d = quant(w[4,3,1,1], {HERE}); c = quant(b[4], t, z, e[]={{8.0}}); h = Conv(x, d, c); "
         "y = BN4(h)", "dynamic-bias"),
+    "bias without a negative": Row(
+        f"{CONV}d = quant(w[4,3,1,1], {HERE}); c = quant(b[4]={{1.0,-1.28,0.5,-1.28}}, t[]={{0.01}}, z, e[]={{8.0}}); "
+        "h = Conv(x, d, c); y = Mul(h, m[4,1,1]={1.0,-2.0,3.0,-4.0})",
+        f"{CONV}d = quant(w[4,3,1,1], {HERE}); c = quant(b[4], t[]={{0.01}}, z, e[]={{8.5}}); h = Conv(x, d, c); "
+        "y = Mul(h, m[4,1,1])", ""),
+    "bias of signs": Row(
+        f"{CONV}d = quant(w[4,3,1,1], {HERE}); c = bipolar(b[4], t[]={{0.01}}); h = Conv(x, d, c); "
+        "y = Mul(h, m[4,1,1]={1.0,-2.0,0.0,-4.0})",
+        f"x[N,3,5,5] b[4] -> y | d = quant(w[4,3,1,1], {HERE}); c = bipolar(b, t[]={{0.01}}); h = Conv(x, d, c); "
+        "y = Mul(h, m[4,1,1])", ""),
+    "bias in the steps of an integer kernel": Row(
+        f"{CONV}u = QuantizeLinear(x, i[]={{0.5}}, j:uint8[]={{128}}); f = DequantizeLinear(u, i, j); "
+        f"d = quant(w[4,3,1,1], {HERE}); c = quant(b[4], t[]={{0.125}}, z, e[]={{8.0}}); h = Conv(f, d, c); y = BN4(h)",
+        f"{CONV}u = QuantizeLinear(x, i[]={{0.5}}, j:uint8[]={{128}}); f = DequantizeLinear(u, i, j); "
+        f"d = quant(w[4,3,1,1], {HERE}); h = Conv(f, d); v = QuantizeLinear(h, i, j); g = DequantizeLinear(v, i, j); "
+        "y = BN4(g)", "quantised-values"),
     "signs": Row(
         f"{CONV}d = bipolar(w[4,3,1,1], s[]={{0.1}}); {INTO}",
         f"x[N,3,5,5] w[4,3,1,1] -> y | d = bipolar(w, s[]={{0.1}}); {INTO}", "dynamic-weight"),

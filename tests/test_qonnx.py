@@ -97,7 +97,11 @@ class Trunc(OpRun):  # type: ignore[misc]
 
 
 def outputs(model: ModelProto, feeds: dict[str, Array]) -> list[Array]:
-    found: list[Array] = ReferenceEvaluator(model, new_ops=[Quant, BipolarQuant, Trunc]).run(None, feeds)
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.opset_import[0].version = 19  # from which on the evaluator knows DequantizeLinear; all else is as in 17
+    copy.ir_version = 9
+    found: list[Array] = ReferenceEvaluator(copy, new_ops=[Quant, BipolarQuant, Trunc]).run(None, feeds)
     return found
 
 
@@ -244,6 +248,16 @@ def test_rounding_modes(mode: str, number: int) -> None:
         np.testing.assert_allclose(y, result * feeds["x"], rtol=1e-6)
 
 
+def test_signs_as_they_are_run() -> None:
+    model = probe_of("signs", "x[N,3] -> y | y = bipolar(x, s[3]={0.5,1.0,2.0})").model()
+    x = np.array([[-1, -0.0, 3], [0.25, -0.5, 0]], np.float32)
+    for rounding, expected in ((True, [[-0.5, 1, 2], [0.5, -1, 2]]), (False, [[-0.5, 0, 2], [0.25, -0.5, 0]])):
+        (y,) = Runner(spelled_out(model, rounding)).run({"x": x}).values()
+        np.testing.assert_array_equal(y, np.array(expected, np.float32))
+    (told,) = outputs(model, {"x": x})
+    np.testing.assert_array_equal(told, np.array([[-0.5, 1, 2], [0.5, -1, 2]], np.float32))
+
+
 NAMES = [(op, domain, "ROUND") for domain in DOMAINS for op in ("Quant", "IntQuant")]
 
 
@@ -271,6 +285,20 @@ def test_floats_that_were_rounded_come_out_rounded() -> None:
     after = tensors(bnfold.fold(model).model)
     steps = after["w"].astype(np.float64) / after["s"]
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "factor"),
+    [("s[]={0.25}", "{2.0,2.0,-2.0,2.0}"), ("s[]={0.25}", "{2.0,0.0,-2.0,2.0}"), ("s[]={0.25}", "{0.0,0.0,0.0,0.0}"),
+     ("s[1]={0.25}", "{2.0,-2.0,2.0,2.0}"), ("s[4,1,1,1]={0.25,0.25,0.25,0.25}", "{2.0,-2.0,2.0,0.0}"),
+     ("s[1,3,1,1]={0.25,0.5,0.25}", "{2.0,0.0,2.0,2.0}")],
+)  # fmt: skip
+def test_a_scale_that_all_channels_can_share_keeps_its_shape(scale: str, factor: str) -> None:
+    text = f"x[N,3,5,5] -> y | d = quant(w[4,3,1,1], {scale}, z[]={{0.0}}, k[]={{6.0}}); c = Conv(x, d, b[4]); "
+    model = probe_of("shared", f"{text}y = Mul(c, m[4,1,1]={factor})").model()
+    result = bnfold.fold(model)
+    assert result.report.after.per_channel_ops == 0
+    assert tensors(result.model)["s"].shape == tensors(model)["s"].shape
 
 
 def test_a_local_function_of_that_name_means_what_it_says() -> None:
@@ -332,6 +360,16 @@ def test_the_static_proof_reads_the_node_as_it_is_written(name: str, value: Any)
         prove(folding.rewrite, folding.model.weights)
         return
     with pytest.raises(NotEquivalentError, match="please report this"):
+        prove(folding.rewrite, folding.model.weights)
+
+
+@pytest.mark.parametrize("name", ["dead channels", "signs of dead channels"])
+def test_the_static_proof_sees_a_dead_channel_that_is_not(name: str) -> None:
+    model = probe_of(name, TABLE[name].good, TABLE[name].values).model()
+    folding = fold_model(wrap(model), Options())
+    prove(folding.rewrite, folding.model.weights)
+    spoil(folding.model, "w" if name == "dead channels" else "s", lambda array: array + np.float32(0.1))
+    with pytest.raises(NotEquivalentError, match="neither those of the original"):
         prove(folding.rewrite, folding.model.weights)
 
 

@@ -379,6 +379,18 @@ def test_what_the_file_says_of_a_shape_stays_true() -> None:
     onnx.checker.check_model(result.model, full_check=True)
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4, 4), (3,)])
+def test_a_scale_that_fits_no_axis_stays(shape: tuple[int, ...]) -> None:
+    """No valid file has one."""
+    text = "x[N,4] -> y | d = DequantizeLinear<axis=1>(q:int8[4,4], s_var[4]); h = Gemm(x, d, b[4]); y = BN4(h)"
+    model = Probe("fits", "", text).model()
+    for tensor in model.graph.initializer:
+        if tensor.name == "s_var":
+            tensor.CopyFrom(numpy_helper.from_array(np.ones(shape, np.float32), tensor.name))
+    report = bnfold.fold(model, verify=False).report
+    assert [entry.outcome for entry in report.entries] == ["kept"]
+
+
 def test_weights_change_rather_than_steps() -> None:
     text = (
         "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); r = Relu(c); m = Mul(r, f[]={3.0}); "

@@ -98,8 +98,7 @@ def new_integers(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Arr
     """The integers with rows of negative factors negated, and dead rows and columns at the zero point."""
     factors, zeros = _element_factors(edit, quantised, factors), quantised.zeros()
     seen = np.where(factors < 0, quantised.negated(), quantised.integers.astype(zeros.dtype))
-    dead = (factors == 0) & quantised.has_zero
-    return np.asarray(np.where(dead, zeros, seen).astype(quantised.integers.dtype))
+    return np.asarray(np.where(factors == 0, zeros, seen).astype(quantised.integers.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +184,7 @@ def stays_integer(ties: Ties, edit: LinearEdit) -> bool:
     bias, weight, maker = linear.quantised_bias, linear.quantised, linear.source.producer if linear.source else None
     if bias is None or only_scales(edit):
         return bias is not None
-    if bias.grid is not None:
-        return False
-    if (edit.factor == 0).any():  # a constant, which nothing rounds where BN makes it
+    if bias.grid is not None or (edit.factor == 0).any():  # a dead row's is a constant, which nothing rounds in BN
         return False
     if weight is None or weight.block or maker is None or maker.op not in DEQUANTIZE:
         return False
