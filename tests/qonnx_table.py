@@ -166,6 +166,9 @@ SUMS = {
         f"{ROUNDED}q = quant(c, s[]={{0.25}}, z[]={{1.0}}, k[]={{6.0}}); y = BN4(q)", 1, ["BatchNormalization"]),
     "not a shift": Sum(
         f"{ROUNDED}q = quant(c, s[]={{0.25}}, z[]={{1.0}}, k[]={{6.0}}); y = Add(q, m[]={{2.5}})", 1, ["Add"]),
+    "not a shift from in front": Sum(
+        "x[N,3,5,5] -> y | a = Add(x, c[3,1,1]); q = quant(a, s[]={0.25}, z[]={1.0}, k[]={6.0}); y = Conv(q, v[2,3,1,1])",
+        1, ["Add"]),
     "not into scales of each channel": Sum(
         f"{ROUNDED}q = quant(c, s_var[4,1,1], z[]={{1.0}}, k[]={{6.0}}); y = Mul(q, m[]={{2.5}})", 1, ["Mul"]),
     "not through signs": Sum(f"{ROUNDED}q = bipolar(c, s[]={{0.25}}); y = Mul(q, m[]={{2.5}})", 1, ["Mul"]),

@@ -201,6 +201,9 @@ SUMS = {
     "not a shift": Sum(
         "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); u = QuantizeLinear(c, k_var[], z:uint8[]={90}); "
         "d = DequantizeLinear(u, k_var, z); y = Add(d, m[]={2.5})", 1, ["Add"]),
+    "not a shift from in front": Sum(
+        "x[N,3,5,5] -> y | a = Add(x, c[3,1,1]); u = QuantizeLinear(a, k_var[], z:uint8[]={90}); "
+        "d = DequantizeLinear(u, k_var, z); y = Conv(d, v[2,3,1,1])", 1, ["Add"]),
     "steps of each channel": Sum(
         "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); u = QuantizeLinear<axis=1>(c, k_var[4], z:uint8[4]={90,1,2,3}); "
         "d = DequantizeLinear<axis=1>(u, k_var, z); y = Mul(d, m[]={2.5})", 1, ["Mul"]),
