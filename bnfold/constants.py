@@ -31,10 +31,9 @@ EVALUATED = frozenset(
     Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where
     com.microsoft::DequantizeLinear com.microsoft::QuantizeLinear""".split()
 ) | qonnx.OPS
-# What rounds to integers, and what makes numbers of them.  ONNX Runtime's own ops are those of a later opset.
+# What rounds to integers, and what makes numbers of them.
 QUANTIZE = frozenset({"QuantizeLinear", "com.microsoft::QuantizeLinear"})
 DEQUANTIZE = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear"})
-CONTRIBUTED_OPSET = 21
 
 # Results above this many elements are not evaluated: an exporter's chain builds a vector or a kernel,
 # whereas ConstantOfShape of 10^12 or a doubling chain of Concat is an attack.  Views are free and not counted.
@@ -224,8 +223,8 @@ def _run(proto: NodeProto, node: Node, inputs: list[Array | None], wanted: Value
 
     feeds = {name: have for name, have in zip(proto.input, inputs, strict=False) if name}
     opset = max(node.opset, 13) if proto.op_type == "Cast" else node.opset
-    if node.op in QUANTIZE | DEQUANTIZE and proto.domain:
-        proto, opset = helper.make_node(proto.op_type, list(proto.input), list(proto.output)), CONTRIBUTED_OPSET
+    if node.op in QUANTIZE | DEQUANTIZE:  # ONNX Runtime's are as ONNX's, and the evaluator knows no other domain
+        proto = helper.make_node(proto.op_type, list(proto.input), list(proto.output))
         proto.attribute.extend(node.proto.attribute)
     try:
         evaluator = ReferenceEvaluator(proto, opsets={"": opset})

@@ -68,8 +68,17 @@ TABLE = {
         f"{CONV}d = quant(w[4,3,1,1], s[]={{1e-9}}, z[]={{0.0}}, k[]={{32.0}}); {INTO}", "unrepresentable"),
     "Gemm": Row(
         f"x[N,3] -> y | d = quant(w[4,3], {HERE}); h = Gemm<transB=1, alpha=0.5, beta=0.25>(x, d, b[4]); y = BN4(h)",
-        f"x[N,3] -> y | d = quant(w[3,4], {HERE}); t = Transpose<perm=[1,0]>(d); h = Gemm<transB=1>(x, t, b[4]); "
-        "y = BN4(h)", KEPT),
+        f"x[N,3] -> y | d = quant(w[3,4], {HERE}); t = Reshape(d, r:int64[2]={{4,3}}); "
+        "h = Gemm<transB=1>(x, t, b[4]); y = BN4(h)", KEPT),
+    "behind a Transpose": Row(
+        "x[N,3] -> y | d = quant(w[4,3], s_var[4,1], z[1,3]={0.0,-1.0,1.0}, k[]={5.0}); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h)",
+        f"x[N,3] -> y | d = quant(w[4,3]={LOWEST}, {TIGHT}); t = Transpose(d); h = MatMul(x, t); y = BN4(h)", KEPT,
+        values={"s_var": 0.25}),
+    "floats that others make": Row(
+        f"x[N,3] -> y | t = Transpose(w[4,3]); d = quant(t, {HERE}); h = MatMul(x, d); y = BN4(h)",
+        f"x[N,3] w[3,4] -> y | t = Transpose(w); d = quant(t, {TIGHT}); h = Gemm<transB=1>(x, d); y = BN4(h)",
+        "dynamic-weight"),
     "MatMul": Row(
         f"x[N,3] -> y | d = quant(w[3,4], {HERE}); h = MatMul(x, d); y = BN4(h)",
         f"x[N,3] -> y | d = quant<narrow=0>(w[3,4]={LOWEST}, {TIGHT}); h = MatMul(x, d); y = BN4(h)", KEPT),
@@ -167,7 +176,8 @@ SUMS = {
     "not a shift": Sum(
         f"{ROUNDED}q = quant(c, s[]={{0.25}}, z[]={{1.0}}, k[]={{6.0}}); y = Add(q, m[]={{2.5}})", 1, ["Add"]),
     "not a shift from in front": Sum(
-        "x[N,3,5,5] -> y | a = Add(x, c[3,1,1]); q = quant(a, s[]={0.25}, z[]={1.0}, k[]={6.0}); y = Conv(q, v[2,3,1,1])",
+        "x[N,3,5,5] -> y | a = Add(x, c[3,1,1]); q = quant(a, s[]={0.25}, z[]={1.0}, k[]={6.0}); "
+        "y = Conv(q, v[2,3,1,1])",
         1, ["Add"]),
     "not into scales of each channel": Sum(
         f"{ROUNDED}q = quant(c, s_var[4,1,1], z[]={{1.0}}, k[]={{6.0}}); y = Mul(q, m[]={{2.5}})", 1, ["Mul"]),

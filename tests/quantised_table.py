@@ -132,8 +132,43 @@ TABLE = {
         "dynamic-weight"),
     "directly behind": Row(
         f"x[N,3] -> y | d = DequantizeLinear(q:int8[3,4]={FLAT}, s_var[]); h = MatMul(x, d); y = BN4(h)",
-        f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[]); t = Transpose<perm=[1,0]>(d); "
+        f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[]); t = Reshape(d, r:int64[2]={{3,4}}); "
         "h = MatMul(x, t); y = BN4(h)", KEPT),
+    "behind a Transpose": Row(
+        f"x[N,3] -> y | d = DequantizeLinear<axis=0>(q:int8[4,3]={FLAT}, s_var[4], z:int8[4]={{0,0,1,2}}); "
+        "t = Transpose(d); h = MatMul(x, t); y = BN4(h)",
+        f"x[N,3] -> y | d = DequantizeLinear<axis=1>(q:int8[4,3]={FLAT}, s_var[3], z:int8[3]={{0,0,1}}); "
+        "t = Transpose<perm=[1,0]>(d); h = MatMul(x, t); y = BN4(h)", KEPT),
+    "behind a Transpose, with one scale": Row(
+        f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[], z:int8[]={{1}}); t = Transpose<perm=[1,0]>(d); "
+        "h = MatMul(x, t); y = BN4(h)",
+        f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={STIFF}, s_var[], z:int8[]={{1}}); "
+        "t = Transpose<perm=[1,0]>(d); h = MatMul(x, t); y = BN4(h)", KEPT),
+    "behind a Transpose, in blocks": Row(
+        f"x[N,6] -> y | d = DequantizeLinear<axis=1, block_size=2>(q:int8[2,6]={FLAT}, s_var[2,3], "
+        "z:int8[2,3]={1,2,3,4,5,6}); t = Transpose(d); h = MatMul(x, t); y = BN2(h)",
+        f"x[N,6] -> y | d = DequantizeLinear<axis=1, block_size=2>(q:int8[2,6]={FLAT}, s_var[2,3], "
+        "z:int8[2,3]={1,2,3,4,5,-64}); t = Transpose(d); h = MatMul(x, t); y = BN2(h)", KEPT, 21),
+    "behind two of them, of a kernel": Row(
+        "x[N,3,5,5] -> y | d = DequantizeLinear<axis=2>(q:int8[1,2,4,3], s_var[4]); i = Identity(d); "
+        "t = Transpose<perm=[3,2,0,1]>(i); u = Transpose<perm=[1,0,2,3]>(t); h = Conv(x, u, b[4]); y = BN4(h)",
+        "x[N,3,5,5] -> y | d = DequantizeLinear<axis=3>(q:int8[1,2,4,3], s_var[3]); i = Identity(d); "
+        "t = Transpose<perm=[3,2,0,1]>(i); u = Transpose<perm=[1,0,2,3]>(t); h = Conv(x, u, b[4]); y = BN4(h)",
+        "reduced"),
+    "one reads it turned, one doesn't": Row(
+        f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear<axis=0>(q:int8[4,3]={FLAT}, s_var[4]); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h); z = MatMul(v, d)",
+        f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear<axis=0>(q:int8[4,3]={STIFF}, s_var[4]); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h); z = MatMul(v, d)", KEPT),
+    "both have BN": Row(
+        f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[]); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h); g = MatMul(v, d); z = BN3(g)",
+        f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear(q:int8[4,3]={STIFF}, s_var[]); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h); g = MatMul(v, d); z = BN3(g)", KEPT),
+    "integers that a Transpose makes": Row(
+        f"{CONV}p = Transpose<perm=[3,2,0,1]>(q:int8[1,1,3,4]={FLAT}); d = DequantizeLinear<axis=0>(p, s_var[4]); {INTO}",
+        f"x[N,3,5,5] q:int8[1,1,3,4] -> y | p = Transpose<perm=[3,2,0,1]>(q); d = DequantizeLinear<axis=0>(p, s_var[4]); "
+        f"{INTO}", "dynamic-weight"),
     "in a body": Row(
         f"x[N,3,5,5] c:bool[] -> y | y = If(c) <then_branch = t () => (float[N,4,5,5] p) {{ "
         f"d = DequantizeLinear({Q}, s_var[]); g = Conv(x, d); p = BN4(g) }}, else_branch = e () => (float[N,4,5,5] r) {{ "

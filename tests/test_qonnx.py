@@ -118,11 +118,14 @@ def probe_of(name: str, text: str, values: dict[str, Any] | None = None) -> Prob
 
 
 def tensors(model: ModelProto) -> dict[str, Array]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    """What is stored, and turned by a Transpose."""
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    turned = [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in found]
+    return found | {node.output[0]: found[node.input[0]].T for node in turned}
 
 
 def quants(model: ModelProto) -> list[NodeProto]:
-    """Those of stored floats, of bodies too."""
+    """Those of constant floats, in bodies too."""
     graphs = [model.graph]
     for graph in graphs:  # grows
         graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.g.node]
@@ -152,8 +155,9 @@ def assert_same(before: ModelProto, after: ModelProto, probe: Probe) -> None:
 
 
 def assert_integers_stay(before: ModelProto, after: ModelProto) -> None:
-    """Every element is the original's, or its negative, or 0."""
+    """Every element is the original's, or its negative, or 0; a Transpose may have turned them."""
     old = [whole(before, node) for node in quants(before)]
+    old += [q.T for q in old]
     for node in quants(after):
         found = whole(after, node)
         alike = [q for q in old if q.shape == found.shape]
@@ -203,6 +207,7 @@ def test_rounded_values(name: str) -> None:
     assert result.report.after.per_channel_ops == row.left
     ops = [node.op_type for node in result.model.graph.node]
     assert [op for op in ops if op in {*row.ops, "BatchNormalization"}] == row.ops
+    assert {entry.reason for entry in result.kept} <= {"unknown-rank" if "Trunc" in row.text else "quantised-values"}
     assert_same(model, result.model, probe)
 
 

@@ -109,7 +109,7 @@ def test_the_hostile_twin_stays(name: str) -> None:
 # -- ONNX Runtime's own ops ------------------------------------------------------------------------------
 
 MICROSOFT = "com.microsoft"
-NOT_THERE = {"8-bit floats", "blocks of a row", "blocks with a zero point"}
+NOT_THERE = {"8-bit floats", "blocks of a row", "blocks with a zero point", "behind a Transpose, in blocks"}
 
 
 def contributed(text: str) -> Probe:
@@ -162,6 +162,15 @@ def test_microsofts_ops_are_folded_as_onnxs(name: str, good: bool) -> None:
     assert [entry.outcome for entry in found.report.entries] == [entry.outcome for entry in expected.report.entries]
     if probe.dtype == "float":
         assert_natively_the_same(model, found.model, probe)
+
+
+def test_microsofts_op_gives_the_type_of_its_scale() -> None:
+    probe = contributed("u:uint8[N,4,5,5] -> y | d = DequantizeLinear(u, k[], z:uint8[]={90}); y = BN4(d)")
+    probe = replace(probe, dtype="float16", values={"k": 0.01})
+    model = probe.model()
+    result = bnfold.fold(model, kept="affine")
+    assert [node.op_type for node in result.model.graph.node] == ["DequantizeLinear", "Mul", "Add"]
+    assert {tensor.data_type for tensor in result.model.graph.initializer} == {TensorProto.FLOAT16, TensorProto.UINT8}
 
 
 @pytest.mark.parametrize("name", ["one scale becomes one of each channel", "dead channels"])

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.constants import DEQUANTIZE, QUANTIZE, Array, is_floating
+from bnfold.constants import DEQUANTIZE, Array, is_floating
 from bnfold.fold.ties import IDENTITY, Affine, Coordinates, Limit, Linear, Ties
 from bnfold.graph import Node, Value
 from bnfold.qonnx import BIPOLAR, QUANT, Grid, grid_of
@@ -40,8 +40,8 @@ class Quantised:
     inputs: what the node reads, as it stands in the file.
     axis, block: along which axis the scale lies, and how many neighbours share an entry of it (0: none do).
     grid: of QONNX's ops, which integers there are; their scale lies as numpy broadcasts it.
-    is_stored: False where a QuantizeLinear makes the integers of constant floats, as training with rounded weights
-        leaves it.
+    is_stored: False where other ops make the integers of constants, as training with rounded weights leaves it.
+    axes: how Transposes behind the node turn the constant; all else here is as seen behind them.
     row_axis: the tensor's axis along which each row has, or can be given, a scale of its own; None: there is none.
     """
 
@@ -54,6 +54,7 @@ class Quantised:
     block: int = 0
     grid: Grid | None = None
     is_stored: bool = True
+    axes: tuple[int, ...] = ()
     row_axis: int | None = None
 
     @property
@@ -114,22 +115,39 @@ def wide(dtype: Any) -> Any:
 
 def read_quantised(ties: Ties, value: Value) -> Quantised | str:
     """The integers behind a constant; or why nothing can go into their scale, as a sentence."""
-    maker, node = ties.constants.quantiser(value), value.producer
-    behind = kept_as_integers("weight", maker)
-    if value.outer is not None:
-        return f"{behind} outside of this body"
-    if node is None or node is not maker:
-        return f"{behind}, and other ops are between"
-    kept = node.input(0)
-    is_stored = kept is not None and ties.constants.tensor(kept) is not None
-    rounds = kept is not None and kept.producer is not None and kept.producer.op in QUANTIZE
-    if not is_stored and not (rounds and node.op in DEQUANTIZE):
-        return "the weight is kept as integers that other ops compute"
-    arrays = tuple(ties.array(given) for given in node.inputs)
-    if any(array is None and given is not None for array, given in zip(arrays, node.inputs, strict=True)):
-        return "the weight is kept as integers, whose scale or zero point is no constant"
-    found = interpret(node, arrays)
-    return found if isinstance(found, str) else replace(found, is_stored=is_stored)
+    maker = ties.constants.quantiser(value)
+    behind, turns = kept_as_integers("weight", maker), []
+    while value.producer is not maker or maker is None:
+        if value.outer is not None:
+            return f"{behind} outside of this body"
+        node = value.producer
+        source = None if node is None or node.op not in ("Transpose", "Identity") else node.input(0)
+        if node is None or source is None:
+            return f"{behind}, and other ops are between"
+        turns += [node.attribute("perm")] if node.op == "Transpose" else []
+        value = source
+    kept, arrays = maker.input(0), tuple(ties.array(given) for given in maker.inputs)
+    found = interpret(maker, arrays)
+    if isinstance(found, str) or kept is None:
+        return found
+    found = replace(found, is_stored=ties.constants.tensor(kept) is not None)
+    axes = list(range(found.integers.ndim))
+    for turn in reversed(turns):
+        axes = [axes[axis] for axis in (turn or range(len(axes) - 1, -1, -1))]
+    return found if axes == sorted(axes) else _turned(found, tuple(axes))
+
+
+def _turned(found: Quantised, axes: tuple[int, ...]) -> Quantised:
+    """As seen behind a Transpose: integers are stored so, and what is laid out as they are."""
+    scale, zero = (
+        part if part is None or part.ndim != len(axes) else part.transpose(axes)
+        for part in (found.scale, found.zero_point)
+    )
+    assert scale is not None
+    return replace(
+        found, integers=found.integers.transpose(axes), scale=scale, zero_point=zero, axis=axes.index(found.axis),
+        is_stored=False, axes=axes,
+    )  # fmt: skip
 
 
 def kept_as_integers(what: str, maker: Node | None) -> str:

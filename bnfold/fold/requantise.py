@@ -115,7 +115,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """All that changes at a DequantizeLinear; `axis`: where its scale lies, if it had none."""
+    """All that changes at a DequantizeLinear; `axis`: where its scale lies, if it had none or another one."""
 
     changes: list[Change]
     axis: int | None
@@ -135,14 +135,18 @@ def weight_changes(edit: LinearEdit, quantised: Quantised) -> Changes:
     found = [_scale_change(edit, quantised, exact, axis)]
     if (factors <= 0).any() or edit.dead_columns.size or not quantised.is_stored:
         dtype, shape = quantised.integers.dtype, quantised.integers.shape
-        key = np.sign(factors).tobytes() + edit.dead_columns.tobytes() + repr(edit.linear.view).encode()
+        laid_out = repr((edit.linear.view, quantised.axes)).encode()
+        key = np.sign(factors).tobytes() + edit.dead_columns.tobytes() + laid_out
 
         def blocks() -> Iterator[Array]:
             yield new_integers(edit, quantised, factors)
 
         content = new_integers(edit, quantised, factors) if is_packed(dtype) else blocks
         found.append(Change(0, "integers", content, shape, dtype, key))
-    return Changes(found + _zero_changes(quantised, axis), axis)
+    found += _zero_changes(quantised, axis)
+    if quantised.axes and quantised.scale.size > 1:
+        axis = quantised.axis
+    return Changes(found, axis)
 
 
 def bias_changes(edit: LinearEdit, quantised: Quantised, exact: Floats) -> Changes:
@@ -219,12 +223,16 @@ def _floats_changes(edit: LinearEdit, quantised: Quantised, scale: Floats, integ
     if not np.array_equal(np.where(steps == 0, integers, seen), integers):
         sentence = f"no {content.dtype} would be rounded to the {grid.name} that it stands for"
         raise Unrepresentable(edit.linear.node, sentence)
-    return Changes([found, Change(0, "floats", content, content.shape, content.dtype, content.tobytes())], None)
+    stored_floats = Change(0, "floats", content, content.shape, content.dtype, content.tobytes())
+    return Changes([found, stored_floats, *_zero_changes(quantised, None)], None)
 
 
 def _zero_changes(quantised: Quantised, axis: int | None) -> list[Change]:
-    """The zero point has the shape of the scale."""
+    """The zero point has the shape of the scale, and turns as it does."""
     old = quantised.zero_point
+    if old is not None and quantised.axes and old.ndim == len(quantised.axes):
+        content = np.ascontiguousarray(old)
+        return [Change(2, "zero point", content, content.shape, old.dtype, content.tobytes())]
     if axis is None or old is None:
         return []
     size = quantised.integers.shape[axis]

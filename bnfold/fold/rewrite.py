@@ -208,7 +208,7 @@ def _integer_requests(graph: Graph, plan: Plan, edit: LinearEdit, result: Rewrit
         found.append(("bias", value, linear.quantised_bias, bias_changes(edit, linear.quantised_bias, exact)))
         remove_beta(linear.node)
     for role, value, old, changes in found:
-        node = own_producer(graph, linear.node, value)
+        node = own_producer(graph, linear.node, value, old.node)
         if changes.axis is not None:
             set_axis(node, changes.axis)
         result.requantised.append(Requantised(edit, role, node, old, weight, bias, changes.rounding, {}))

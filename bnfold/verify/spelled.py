@@ -9,7 +9,7 @@ import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnfold.constants import Array
-from bnfold.graph import Graph, Node, stored_tensor
+from bnfold.graph import Graph, Node, Scope, Value, stored_tensor
 from bnfold.qonnx import OPS, Grid, evaluate, grid_of
 from bnfold.verify.runtime import bodies
 
@@ -33,14 +33,18 @@ def spelled_out(model: ModelProto, rounding: bool = True) -> ModelProto:
 
     Args:
         model: the model; it is the same afterwards.
-        rounding: whether computed values are rounded, or clipped to the range of what they are rounded to only.
+        rounding: whether activations are rounded, or clipped to the range of what they are rounded to only.
     """
     if not any(map(_uses, (model.graph, *model.functions))):
         return model
     copy = ModelProto()
     copy.CopyFrom(model)
     for scope in reversed(Graph(copy).scopes):  # bodies before what they are in
-        spelled = {id(node.proto): list(_spelled(node, rounding)) for node in scope.nodes if node.op in OPS}
+        fixed = _constants(scope)
+        spelled = {
+            id(node.proto): list(_spelled(node, rounding or node.inputs[0] in fixed))
+            for node in scope.nodes if node.op in OPS
+        }  # fmt: skip
         entries = [made for proto in scope.proto.node for made in spelled.get(id(proto)) or [proto]]
         copies = [NodeProto.FromString(proto.SerializeToString()) for proto in entries]
         del scope.proto.node[:]
@@ -50,6 +54,15 @@ def spelled_out(model: ModelProto, rounding: bool = True) -> ModelProto:
 
 def _uses(graph: GraphProto | FunctionProto) -> bool:
     return any(node.op_type in NAMES or any(map(_uses, bodies(node))) for node in graph.node)
+
+
+def _constants(scope: Scope) -> set[Value | None]:
+    """Values that depend on no input: a weight is rounded, whatever becomes of activations."""
+    fixed: set[Value | None] = {value for value in scope.values.values() if stored_tensor(value) is not None}
+    for node in scope.nodes:
+        if node.inputs and fixed.issuperset(value for value in node.inputs if value is not None):
+            fixed.update(node.outputs)
+    return fixed
 
 
 def _spelled(node: Node, rounding: bool) -> Iterator[NodeProto]:
