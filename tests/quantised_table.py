@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from probe_text import Probe
+
 CONV = "x[N,3,5,5] -> y | "
 Q = "q:int8[4,3,1,1]={1,-2,3,4,5,-6,7,8,9,10,-11,12}"
 FLAT = "{1,-2,3,4,5,-6,7,8,9,10,-11,12}"
@@ -195,6 +197,12 @@ TABLE = {
         f"{CONV}d = DequantizeLinear<axis=0>({Q}, s_gain[4]); {INTO}", "unrepresentable", 19,
         values={"s_gain": 7e-5}),
 }  # fmt: skip
+
+
+def probe_of(name: str, row: Row, *, good: bool) -> Probe:
+    opset = row.opset if good else row.bad_opset or row.opset
+    dtype = "float16" if name == "float16" else "float"
+    return Probe(f"quantised-{name}", "", row.good if good else row.bad, opset=opset, values=row.values, dtype=dtype)
 
 
 class Sum(NamedTuple):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from conftest import NO_SHARED, SHARED
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from oracle import assert_same_function, left, run_native
 from probe_text import Probe
-from quantised_table import SUMS, TABLE, Row
+from quantised_table import SUMS, TABLE, probe_of
 
 import bnfold
 from bnfold.errors import NotEquivalentError
@@ -28,12 +26,6 @@ from bnfold.verify.unrounded import unrounded
 Array = np.ndarray
 
 each_row = pytest.mark.parametrize("name", TABLE)
-
-
-def probe_of(name: str, row: Row, *, good: bool) -> Probe:
-    opset = row.opset if good else row.bad_opset or row.opset
-    dtype = "float16" if name == "float16" else "float"
-    return Probe(f"quantised-{name}", "", row.good if good else row.bad, opset=opset, values=row.values, dtype=dtype)
 
 
 def readable(model: ModelProto) -> ModelProto:
@@ -106,93 +98,6 @@ def test_the_hostile_twin_stays(name: str) -> None:
     assert all(entry.sentence for entry in entries)
 
 
-# -- ONNX Runtime's own ops ------------------------------------------------------------------------------
-
-MICROSOFT = "com.microsoft"
-NOT_THERE = {"8-bit floats", "blocks of a row", "blocks with a zero point", "behind a Transpose, in blocks"}
-
-
-def contributed(text: str) -> Probe:
-    """The same model with ONNX Runtime's QuantizeLinear and DequantizeLinear."""
-    for op in ("DequantizeLinear", "QuantizeLinear"):
-        text = re.sub(rf"\b{op}\b", f"{MICROSOFT}.{op}", text)
-
-    def import_domain(model: ModelProto) -> None:
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-
-    return Probe("contributed", "", text, edit=import_domain)
-
-
-def renamed(model: ModelProto) -> ModelProto:
-    """With ONNX's ops, as far as they are called the same."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    del copy.opset_import[1:]
-    graphs = [copy.graph]
-    for graph in graphs:  # grows
-        graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.g.node]
-        for node in graph.node:
-            node.ClearField("domain")
-        for info in graph.output:
-            info.type.tensor_type.ClearField("shape")  # inference knows none behind ONNX Runtime's
-    return copy
-
-
-def assert_natively_the_same(before: ModelProto, after: ModelProto, probe: Probe) -> None:
-    for feeds in probe.batches():
-        expected, found = run_native(before, feeds), run_native(after, feeds)
-        assert expected is not None
-        assert found is not None
-        for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-6 * max(np.abs(value).max(), 1e-3))
-
-
-@pytest.mark.parametrize("good", [True, False])
-@pytest.mark.parametrize("name", [name for name in TABLE if name not in NOT_THERE])
-def test_microsofts_ops_are_folded_as_onnxs(name: str, good: bool) -> None:
-    row = TABLE[name]
-    plain = probe_of(name, row, good=good)
-    probe = replace(contributed(plain.text), name=plain.name, opset=max(plain.opset, 13), values=row.values,
-                    dtype=plain.dtype)  # fmt: skip
-    plain = replace(plain, opset=probe.opset)
-    model = probe.model()
-    assert any(node.domain for node in model.graph.node) or name == "in a body"
-    expected, found = (bnfold.fold(m, kept="reduce") for m in (plain.model(), model))
-    assert renamed(found.model) == renamed(expected.model)
-    assert [entry.outcome for entry in found.report.entries] == [entry.outcome for entry in expected.report.entries]
-    if probe.dtype == "float":
-        assert_natively_the_same(model, found.model, probe)
-
-
-def test_microsofts_op_gives_the_type_of_its_scale() -> None:
-    probe = contributed("u:uint8[N,4,5,5] -> y | d = DequantizeLinear(u, k[], z:uint8[]={90}); y = BN4(d)")
-    probe = replace(probe, dtype="float16", values={"k": 0.01})
-    model = probe.model()
-    result = bnfold.fold(model, kept="affine")
-    assert [node.op_type for node in result.model.graph.node] == ["DequantizeLinear", "Mul", "Add"]
-    assert {tensor.data_type for tensor in result.model.graph.initializer} == {TensorProto.FLOAT16, TensorProto.UINT8}
-
-
-@pytest.mark.parametrize("name", ["one scale becomes one of each channel", "dead channels"])
-def test_microsofts_op_has_a_scale_of_each_channel_at_any_opset(name: str) -> None:
-    row = TABLE[name]
-    probe = replace(contributed(row.bad), opset=11, values=row.values)
-    model = probe.model()
-    result = bnfold.fold(model)
-    assert result.report.after.per_channel_ops == 0
-    assert_natively_the_same(model, result.model, probe)
-
-
-@pytest.mark.parametrize("name", [name for name in SUMS if name != "QLinearConv"])
-def test_microsofts_rounded_values(name: str) -> None:
-    row = SUMS[name]
-    probe = contributed(row.text)
-    model = probe.model()
-    result = bnfold.fold(model)
-    assert result.report.after.per_channel_ops == row.left
-    assert_natively_the_same(model, result.model, probe)
-
-
 @pytest.mark.parametrize("name", SUMS)
 def test_sums_of_integers_and_rounded_values(name: str) -> None:
     row = SUMS[name]
@@ -213,7 +118,7 @@ def test_sums_of_integers_and_rounded_values(name: str) -> None:
 # -- types that are packed, biases in the steps of an integer kernel ----------------------------------
 
 # ONNX's own ops, and ONNX Runtime's in an older opset.
-WHERE = [{}, {"domain": MICROSOFT, "opset": 13}]
+WHERE = [{}, {"domain": "com.microsoft", "opset": 13}]
 
 
 def conv_model(
