@@ -173,6 +173,9 @@ SUMS = {
         f"{ROUNDED}q = quant(c, s[]={{0.25}}, z[]={{1.0}}, k[]={{6.0}}); y = Mul(q, m[]={{-2.5}})", 1, ["Mul"]),
     "not one of each channel": Sum(
         f"{ROUNDED}q = quant(c, s[]={{0.25}}, z[]={{1.0}}, k[]={{6.0}}); y = BN4(q)", 1, ["BatchNormalization"]),
+    "not a BN that only shifts": Sum(
+        f"{ROUNDED}q = quant(c, s[]={{0.25}}, z[]={{1.0}}, k[]={{6.0}}); "
+        "y = BatchNormalization<epsilon=0.0>(q, g[4]={1,1,1,1}, e[4], m[4], v[4]={1,1,1,1})", 1, ["Add"]),
     "not a shift": Sum(
         f"{ROUNDED}q = quant(c, s[]={{0.25}}, z[]={{1.0}}, k[]={{6.0}}); y = Add(q, m[]={{2.5}})", 1, ["Add"]),
     "not a shift from in front": Sum(

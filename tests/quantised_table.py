@@ -143,7 +143,7 @@ TABLE = {
         "t = Transpose<perm=[1,0]>(d); h = MatMul(x, t); y = BN4(h)", KEPT),
     "behind a Transpose, with one scale": Row(
         f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[], z:int8[]={{1}}); t = Transpose<perm=[1,0]>(d); "
-        "h = MatMul(x, t); y = BN4(h)",
+        "h = MatMul(x, t); y = BN4+(h)",
         f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={STIFF}, s_var[], z:int8[]={{1}}); "
         "t = Transpose<perm=[1,0]>(d); h = MatMul(x, t); y = BN4(h)", KEPT),
     "behind a Transpose, in blocks": Row(
@@ -152,10 +152,10 @@ TABLE = {
         f"x[N,6] -> y | d = DequantizeLinear<axis=1, block_size=2>(q:int8[2,6]={FLAT}, s_var[2,3], "
         "z:int8[2,3]={1,2,3,4,5,-64}); t = Transpose(d); h = MatMul(x, t); y = BN2(h)", KEPT, 21),
     "behind two of them, of a kernel": Row(
-        "x[N,3,5,5] -> y | d = DequantizeLinear<axis=2>(q:int8[1,2,4,3], s_var[4]); i = Identity(d); "
-        "t = Transpose<perm=[3,2,0,1]>(i); u = Transpose<perm=[1,0,2,3]>(t); h = Conv(x, u, b[4]); y = BN4(h)",
-        "x[N,3,5,5] -> y | d = DequantizeLinear<axis=3>(q:int8[1,2,4,3], s_var[3]); i = Identity(d); "
-        "t = Transpose<perm=[3,2,0,1]>(i); u = Transpose<perm=[1,0,2,3]>(t); h = Conv(x, u, b[4]); y = BN4(h)",
+        f"x[N,3,5,5] -> y | d = DequantizeLinear<axis=3>(q:int8[3,1,1,4]={FLAT}, s_var[4]); i = Identity(d); "
+        "t = Transpose<perm=[0,3,1,2]>(i); u = Transpose<perm=[1,0,2,3]>(t); h = Conv(x, u, b[4]); y = BN4(h)",
+        f"x[N,3,5,5] -> y | d = DequantizeLinear<axis=0>(q:int8[3,1,1,4]={FLAT}, s_var[3]); i = Identity(d); "
+        "t = Transpose<perm=[0,3,1,2]>(i); u = Transpose<perm=[1,0,2,3]>(t); h = Conv(x, u, b[4]); y = BN4(h)",
         "reduced"),
     "one reads it turned, one doesn't": Row(
         f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear<axis=0>(q:int8[4,3]={FLAT}, s_var[4]); t = Transpose(d); "
@@ -167,6 +167,11 @@ TABLE = {
         "h = MatMul(x, t); y = BN4(h); g = MatMul(v, d); z = BN3(g)",
         f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear(q:int8[4,3]={STIFF}, s_var[]); t = Transpose(d); "
         "h = MatMul(x, t); y = BN4(h); g = MatMul(v, d); z = BN3(g)", KEPT),
+    "both have BN, of the same size": Row(
+        "x[N,4] -> y, z | d = DequantizeLinear(q:int8[4,4]={1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}, s_var[]); "
+        "t = Transpose(d); h = MatMul(x, t); y = BN4(h); g = MatMul(x, d); z = BN4(g)",
+        "x[N,4] -> y, z | d = DequantizeLinear<axis=0>(q:int8[4,4]={1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}, s_var[4]); "
+        "t = Transpose(d); h = MatMul(x, t); y = BN4(h); g = MatMul(x, d); z = BN4(g)", KEPT),
     "integers that a Transpose makes": Row(
         f"{CONV}p = Transpose<perm=[3,2,0,1]>(q:int8[1,1,3,4]={FLAT}); d = DequantizeLinear<axis=0>(p, s_var[4]); {INTO}",
         f"x[N,3,5,5] q:int8[1,1,3,4] -> y | p = Transpose<perm=[3,2,0,1]>(q); d = DequantizeLinear<axis=0>(p, s_var[4]); "

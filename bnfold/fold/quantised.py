@@ -184,7 +184,7 @@ def _dequantize_linear(node: Node, inputs: tuple[Array | None, ...]) -> Quantise
     axis += integers.ndim if axis < 0 else 0
     if scale.size == 1 and not found.block:
         return found
-    fits = 0 <= axis < integers.ndim and found.is_adaptable and (scale.ndim == 1 or found.block)
+    fits = 0 <= axis < integers.ndim and found.is_adaptable
     return replace(found, axis=axis) if fits else UNFIT
 
 

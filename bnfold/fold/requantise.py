@@ -15,7 +15,7 @@ import numpy as np
 from bnfold.constants import DEQUANTIZE, Array
 from bnfold.fold.parameters import Unrepresentable, spread, stored
 from bnfold.fold.quantised import Quantised
-from bnfold.fold.ties import Linear, Ties
+from bnfold.fold.ties import Ties
 from bnfold.fold.union_find import Floats
 from bnfold.storage import is_packed
 
@@ -71,34 +71,35 @@ def broadcast_scale(quantised: Quantised, sizes: Floats) -> Floats:
     return full.reshape(quantised.scale.shape) if full.size == quantised.scale.size else full
 
 
-def _laid_out(linear: Linear, vector: Floats, axes: tuple[int, ...], shape: tuple[int, ...]) -> Floats:
-    """A vector over rows or columns, for all elements of the weight."""
-    return np.broadcast_to(spread(linear, vector, axes), linear.view).reshape(shape)
-
-
-def _element_factors(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Floats:
-    """What each element is multiplied by, 0 in dead rows and columns."""
-    linear, shape = edit.linear, quantised.integers.shape
+def _view_factors(edit: LinearEdit, factors: Floats) -> Floats:
+    """What each element is multiplied by, 0 in dead rows and columns; broadcastable to the weight's view."""
+    linear = edit.linear
     alive = np.ones(edit.column_scale.size)
     alive[edit.dead_columns] = 0
-    rows = _laid_out(linear, factors, linear.row_axes, shape)
-    return rows * _laid_out(linear, alive, linear.column_axes, shape)
+    return np.asarray(spread(linear, factors, linear.row_axes) * spread(linear, alive, linear.column_axes))
 
 
 def _element_sizes(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Floats:
     """What each element's scale is multiplied by; any will do in dead ones, if an integer stands for 0."""
-    if not quantised.has_zero:
-        return np.abs(_element_factors(edit, quantised, factors))
-    alive = np.abs(factors[factors != 0])
-    sizes = np.where(factors == 0, alive[0] if alive.size else 1.0, np.abs(factors))
-    return _laid_out(edit.linear, sizes, edit.linear.row_axes, quantised.integers.shape)
+    linear = edit.linear
+    if quantised.has_zero:
+        alive = np.abs(factors[factors != 0])
+        sizes = np.where(factors == 0, alive[0] if alive.size else 1.0, np.abs(factors))
+        seen = spread(linear, sizes, linear.row_axes)
+    else:
+        seen = np.abs(_view_factors(edit, factors))
+    return np.asarray(np.broadcast_to(seen, linear.view).reshape(quantised.integers.shape), np.float64)
 
 
 def new_integers(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Array:
     """The integers with rows of negative factors negated, and dead rows and columns at the zero point."""
-    factors, zeros = _element_factors(edit, quantised, factors), quantised.zeros()
-    seen = np.where(factors < 0, quantised.negated(), quantised.integers.astype(zeros.dtype))
-    return np.asarray(np.where(factors == 0, zeros, seen).astype(quantised.integers.dtype))
+    view, shape = edit.linear.view, quantised.integers.shape
+    factors = _view_factors(edit, factors)
+    zeros = np.broadcast_to(quantised.zeros(), shape).reshape(view)
+    kept = quantised.integers.astype(zeros.dtype).reshape(view)
+    seen = np.where(factors < 0, 2 * zeros - kept, kept)
+    result = np.where(factors == 0, zeros, seen).astype(quantised.integers.dtype)
+    return np.asarray(result.reshape(shape))
 
 
 @dataclass(frozen=True, eq=False)
