@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from bnfold import qonnx
 from bnfold.graph import Node, Value, stored_tensor
 from bnfold.weights import Weights, bits_of
 
@@ -27,8 +28,12 @@ Dims = tuple[int | None, ...]
 EVALUATED = frozenset(
     """Abs Add Cast CastLike Ceil Concat ConstantOfShape DequantizeLinear Div Equal Expand Flatten Floor Gather
     Greater Identity Less Max Min Mod Mul Neg Not Pow QuantizeLinear Range Reciprocal ReduceProd ReduceSum Reshape
-    Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()
-)
+    Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where
+    com.microsoft::DequantizeLinear com.microsoft::QuantizeLinear""".split()
+) | qonnx.OPS
+# What rounds to integers, and what makes numbers of them.
+QUANTIZE = frozenset({"QuantizeLinear", "com.microsoft::QuantizeLinear"})
+DEQUANTIZE = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear"})
 
 # Results above this many elements are not evaluated: an exporter's chain builds a vector or a kernel,
 # whereas ConstantOfShape of 10^12 or a doubling chain of Concat is an attack.  Views are free and not counted.
@@ -114,21 +119,19 @@ class Constants:
             return None
         return stored_tensor(value)
 
-    def is_quantised(self, value: Value | None) -> bool:
-        """True if the constant is kept as integers behind a DequantizeLinear."""
+    def quantiser(self, value: Value | None) -> Node | None:
+        """The node that makes a constant of integers: a DequantizeLinear, or one of QONNX's; None if there is none."""
         while value is not None:
             if value.outer is not None:
                 value = value.outer
                 continue
             producer = value.producer
-            if producer is None:
-                return False
-            if producer.op == "DequantizeLinear":
-                return True
+            if producer is None or producer.op in DEQUANTIZE | qonnx.OPS:
+                return producer
             if producer.op not in VIEWS | {"Cast"}:
-                return False
+                return None
             value = producer.input(0)
-        return False
+        return None
 
     def _needs(self, value: Value) -> list[Value] | None:
         """The constants that this value is made of; None if it can't be constant."""
@@ -214,10 +217,15 @@ class Constants:
 
 
 def _run(proto: NodeProto, node: Node, inputs: list[Array | None], wanted: Value) -> Array | None:
+    if node.op in qonnx.OPS:
+        return qonnx.evaluate(node, inputs)
     from onnx.reference import ReferenceEvaluator
 
     feeds = {name: have for name, have in zip(proto.input, inputs, strict=False) if name}
     opset = max(node.opset, 13) if proto.op_type == "Cast" else node.opset
+    if node.op in QUANTIZE | DEQUANTIZE:  # ONNX Runtime's are as ONNX's, and the evaluator knows no other domain
+        proto = helper.make_node(proto.op_type, list(proto.input), list(proto.output))
+        proto.attribute.extend(node.proto.attribute)
     try:
         evaluator = ReferenceEvaluator(proto, opsets={"": opset})
         results = evaluator.run(None, feeds)
@@ -248,6 +256,8 @@ def size_of_result(node: Node, inputs: Sequence[Array | None]) -> int:
     if node.op == "Range" and len(have) == 3:
         count = abs(float(have[1]) - float(have[0])) / (abs(float(have[2])) or 1.0)
         return int(min(count, 1e18)) if math.isfinite(count) else MAX_ELEMENTS + 1
+    if node.op in QUANTIZE | DEQUANTIZE | qonnx.OPS:  # the scale lies along an axis of its own
+        return have[0].size
     if node.op == "Concat":
         return sum(array.size for array in have)
     if node.op == "Gather":

@@ -204,6 +204,9 @@ class Graph:
             own = {opset.domain if opset.domain != "ai.onnx" else "": opset.version for opset in function.opset_import}
             overload = f":{function.overload}" if function.HasField("overload") and function.overload else ""
             self._read(function, f"{function.domain}::{function.name}{overload}", None, own)
+        local = {f"{function.domain}::{function.name}" for function in model.functions}
+        for node in (node for scope in self.scopes for node in scope.nodes if node.op in local):
+            node.op += " (a local function)"  # whatever others mean by that name
 
     def _read(self, proto: Container, label: str, parent: Scope | None, opsets: dict[str, int]) -> None:
         pending: list[tuple[Container, str, Scope | None, Node | None]] = [(proto, label, parent, None)]

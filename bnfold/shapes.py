@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from onnx import GraphProto, ModelProto, ValueInfoProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from bnfold.constants import Constants, Dims
 from bnfold.graph import Graph, Scope, Value
 from bnfold.inference import hides, infer_shapes
 from bnfold.model_file import LoadedModel, structure
+from bnfold.qonnx import OPS
 
 # Sizes given to symbolic dimensions in the two analyses.  The first axis is nearly always the batch; other
 # axes are images or sequences that have to survive strides of up to 32 and meet again in a Concat.
@@ -35,7 +36,10 @@ SHAPE_INPUT = {
 
 
 # Ops of which ONNX's inference tells nothing; what they give has the shape and type of what they read.
-SAME_SHAPE = frozenset({"GroupNormalization", "SimplifiedLayerNormalization"})
+SAME_SHAPE = OPS | {"GroupNormalization", "SimplifiedLayerNormalization"}
+# And those that give another type, that of a later input.
+TYPE_INPUT = {"com.microsoft::DequantizeLinear": (1, TensorProto.FLOAT),
+              "com.microsoft::QuantizeLinear": (2, TensorProto.UINT8)}  # fmt: skip
 
 
 @dataclass
@@ -168,10 +172,16 @@ def _analyse(graph: Graph, model: LoadedModel, case: int, keep_overridable: bool
 
 
 def _tell_same_shapes(graph: GraphProto) -> None:
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type in SAME_SHAPE and not node.domain and len(node.output) == 1:
-            node.op_type = "Identity"
-            del node.input[1:], node.attribute[:]
+        op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        index, default = TYPE_INPUT.get(op, (0, 0))
+        if (op not in SAME_SHAPE and not index) or len(node.output) != 1:
+            continue
+        to = types.get(node.input[index], default) if index < len(node.input) else default
+        node.op_type, node.domain = "Cast" if index else "Identity", ""
+        del node.input[1:], node.attribute[:]
+        node.attribute.extend([helper.make_attribute("to", to)] if index else [])
 
 
 def _set_sizes(graph: GraphProto, case: int) -> None:

@@ -352,6 +352,8 @@ CASES: dict[str, list[Maker]] = {
     "com.microsoft:FastGelu": [biased(), biased(1)],
     "com.microsoft:QuickGelu": [elementwise(reference=False, alpha=(1, 2))],
     "com.microsoft:SkipLayerNormalization": [biased(3, 1), biased(3, 1, 1, epsilon=1e-3), biased(3, 1, 1, 1)],
+    "com.microsoft:QuantizeLinear": [quantize],
+    "com.microsoft:DequantizeLinear": [dequantize],
     "QuantizeLinear": [quantize],
     "DequantizeLinear": [dequantize],
     "LeakyRelu": [elementwise(alpha=(-0.5, 0.5))],

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from probe_text import Probe
+
 CONV = "x[N,3,5,5] -> y | "
 Q = "q:int8[4,3,1,1]={1,-2,3,4,5,-6,7,8,9,10,-11,12}"
 FLAT = "{1,-2,3,4,5,-6,7,8,9,10,-11,12}"
@@ -132,8 +134,48 @@ TABLE = {
         "dynamic-weight"),
     "directly behind": Row(
         f"x[N,3] -> y | d = DequantizeLinear(q:int8[3,4]={FLAT}, s_var[]); h = MatMul(x, d); y = BN4(h)",
-        f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[]); t = Transpose<perm=[1,0]>(d); "
+        f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[]); t = Reshape(d, r:int64[2]={{3,4}}); "
         "h = MatMul(x, t); y = BN4(h)", KEPT),
+    "behind a Transpose": Row(
+        f"x[N,3] -> y | d = DequantizeLinear<axis=0>(q:int8[4,3]={FLAT}, s_var[4], z:int8[4]={{0,0,1,2}}); "
+        "t = Transpose(d); h = MatMul(x, t); y = BN4(h)",
+        f"x[N,3] -> y | d = DequantizeLinear<axis=1>(q:int8[4,3]={FLAT}, s_var[3], z:int8[3]={{0,0,1}}); "
+        "t = Transpose<perm=[1,0]>(d); h = MatMul(x, t); y = BN4(h)", KEPT),
+    "behind a Transpose, with one scale": Row(
+        f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[], z:int8[]={{1}}); t = Transpose<perm=[1,0]>(d); "
+        "h = MatMul(x, t); y = BN4+(h)",
+        f"x[N,3] -> y | d = DequantizeLinear(q:int8[4,3]={STIFF}, s_var[], z:int8[]={{1}}); "
+        "t = Transpose<perm=[1,0]>(d); h = MatMul(x, t); y = BN4(h)", KEPT),
+    "behind a Transpose, in blocks": Row(
+        f"x[N,6] -> y | d = DequantizeLinear<axis=1, block_size=2>(q:int8[2,6]={FLAT}, s_var[2,3], "
+        "z:int8[2,3]={1,2,3,4,5,6}); t = Transpose(d); h = MatMul(x, t); y = BN2(h)",
+        f"x[N,6] -> y | d = DequantizeLinear<axis=1, block_size=2>(q:int8[2,6]={FLAT}, s_var[2,3], "
+        "z:int8[2,3]={1,2,3,4,5,-64}); t = Transpose(d); h = MatMul(x, t); y = BN2(h)", KEPT, 21),
+    "behind two of them, of a kernel": Row(
+        f"x[N,3,5,5] -> y | d = DequantizeLinear<axis=3>(q:int8[3,1,1,4]={FLAT}, s_var[4]); i = Identity(d); "
+        "t = Transpose<perm=[0,3,1,2]>(i); u = Transpose<perm=[1,0,2,3]>(t); h = Conv(x, u, b[4]); y = BN4(h)",
+        f"x[N,3,5,5] -> y | d = DequantizeLinear<axis=0>(q:int8[3,1,1,4]={FLAT}, s_var[3]); i = Identity(d); "
+        "t = Transpose<perm=[0,3,1,2]>(i); u = Transpose<perm=[1,0,2,3]>(t); h = Conv(x, u, b[4]); y = BN4(h)",
+        "reduced"),
+    "one reads it turned, one doesn't": Row(
+        f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear<axis=0>(q:int8[4,3]={FLAT}, s_var[4]); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h); z = MatMul(v, d)",
+        f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear<axis=0>(q:int8[4,3]={STIFF}, s_var[4]); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h); z = MatMul(v, d)", KEPT),
+    "both have BN": Row(
+        f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear(q:int8[4,3]={FLAT}, s_var[]); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h); g = MatMul(v, d); z = BN3(g)",
+        f"x[N,3] v[N,4] -> y, z | d = DequantizeLinear(q:int8[4,3]={STIFF}, s_var[]); t = Transpose(d); "
+        "h = MatMul(x, t); y = BN4(h); g = MatMul(v, d); z = BN3(g)", KEPT),
+    "both have BN, of the same size": Row(
+        "x[N,4] -> y, z | d = DequantizeLinear(q:int8[4,4]={1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}, s_var[]); "
+        "t = Transpose(d); h = MatMul(x, t); y = BN4(h); g = MatMul(x, d); z = BN4(g)",
+        "x[N,4] -> y, z | d = DequantizeLinear<axis=0>(q:int8[4,4]={1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}, s_var[4]); "
+        "t = Transpose(d); h = MatMul(x, t); y = BN4(h); g = MatMul(x, d); z = BN4(g)", KEPT),
+    "integers that a Transpose makes": Row(
+        f"{CONV}p = Transpose<perm=[3,2,0,1]>(q:int8[1,1,3,4]={FLAT}); d = DequantizeLinear<axis=0>(p, s_var[4]); {INTO}",
+        f"x[N,3,5,5] q:int8[1,1,3,4] -> y | p = Transpose<perm=[3,2,0,1]>(q); d = DequantizeLinear<axis=0>(p, s_var[4]); "
+        f"{INTO}", "dynamic-weight"),
     "in a body": Row(
         f"x[N,3,5,5] c:bool[] -> y | y = If(c) <then_branch = t () => (float[N,4,5,5] p) {{ "
         f"d = DequantizeLinear({Q}, s_var[]); g = Conv(x, d); p = BN4(g) }}, else_branch = e () => (float[N,4,5,5] r) {{ "
@@ -160,6 +202,12 @@ TABLE = {
         f"{CONV}d = DequantizeLinear<axis=0>({Q}, s_gain[4]); {INTO}", "unrepresentable", 19,
         values={"s_gain": 7e-5}),
 }  # fmt: skip
+
+
+def probe_of(name: str, row: Row, *, good: bool) -> Probe:
+    opset = row.opset if good else row.bad_opset or row.opset
+    dtype = "float16" if name == "float16" else "float"
+    return Probe(f"quantised-{name}", "", row.good if good else row.bad, opset=opset, values=row.values, dtype=dtype)
 
 
 class Sum(NamedTuple):
@@ -201,6 +249,9 @@ SUMS = {
     "not a shift": Sum(
         "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); u = QuantizeLinear(c, k_var[], z:uint8[]={90}); "
         "d = DequantizeLinear(u, k_var, z); y = Add(d, m[]={2.5})", 1, ["Add"]),
+    "not a shift from in front": Sum(
+        "x[N,3,5,5] -> y | a = Add(x, c[3,1,1]); u = QuantizeLinear(a, k_var[], z:uint8[]={90}); "
+        "d = DequantizeLinear(u, k_var, z); y = Conv(d, v[2,3,1,1])", 1, ["Add"]),
     "steps of each channel": Sum(
         "x[N,3,5,5] -> y | c = Conv(x, w[4,3,1,1]); u = QuantizeLinear<axis=1>(c, k_var[4], z:uint8[4]={90,1,2,3}); "
         "d = DequantizeLinear<axis=1>(u, k_var, z); y = Mul(d, m[]={2.5})", 1, ["Mul"]),

@@ -460,7 +460,7 @@ def test_recalibrate_measures_the_same() -> None:
 SLOW = {"starrem-decomposed", "eeg-spindle"}
 NO_PLACE = {
     "cifar-resnet20-qdq": "its weight is kept as integers",
-    "unsw-qonnx": "its weight is computed while the model runs",
+    "unsw-qonnx": "its weight is kept as integers",
     "jet-mlp-keras2onnx": "it is normalized already",  # and ONNX Runtime can't run it
 }
 

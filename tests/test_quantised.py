@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from conftest import NO_SHARED, SHARED
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from oracle import assert_same_function, left, run_native
 from probe_text import Probe
-from quantised_table import SUMS, TABLE, Row
+from quantised_table import SUMS, TABLE, probe_of
 
 import bnfold
 from bnfold.errors import NotEquivalentError
@@ -25,12 +26,6 @@ from bnfold.verify.unrounded import unrounded
 Array = np.ndarray
 
 each_row = pytest.mark.parametrize("name", TABLE)
-
-
-def probe_of(name: str, row: Row, *, good: bool) -> Probe:
-    opset = row.opset if good else row.bad_opset or row.opset
-    dtype = "float16" if name == "float16" else "float"
-    return Probe(f"quantised-{name}", "", row.good if good else row.bad, opset=opset, values=row.values, dtype=dtype)
 
 
 def readable(model: ModelProto) -> ModelProto:
@@ -58,9 +53,10 @@ def tensors(model: ModelProto) -> dict[str, Array]:
 
 
 def assert_integers_stay(before: ModelProto, after: ModelProto) -> None:
-    """Every channel's integers are the original's, or their exact negatives about the zero point, or at it."""
+    """Each integer is the original's, or its exact negative about the zero point, or at it; Transposes may turn all."""
     old, new = tensors(before), tensors(after)
     originals = [old[name] for name in old if old[name].dtype.kind != "f" and old[name].ndim > 1]
+    originals += [array.T for array in originals]
     for node in dequantised(after):
         found = new[node.input[0]]
         if found.ndim < 2 or found.dtype.name == "int32":
@@ -122,8 +118,13 @@ def test_sums_of_integers_and_rounded_values(name: str) -> None:
 
 # -- types that are packed, biases in the steps of an integer kernel ----------------------------------
 
+# ONNX's own ops, and ONNX Runtime's in an older opset.
+WHERE = [{}, {"domain": "com.microsoft", "opset": 13}]
 
-def conv_model(integers: Array, kind: int, zero: int = 0, steps: Array | None = None, *, opset: int = 21) -> ModelProto:
+
+def conv_model(
+    integers: Array, kind: int, zero: int = 0, steps: Array | None = None, *, opset: int = 21, domain: str = ""
+) -> ModelProto:
     """DequantizeLinear(x) → Conv(weight of `kind`, int32 bias in these steps) → BN, or with a float x without steps."""
     rows, columns = integers.shape[:2]
     rng = np.random.default_rng(1)
@@ -158,7 +159,10 @@ def conv_model(integers: Array, kind: int, zero: int = 0, steps: Array | None = 
         helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", rows, 6, 6]),
     ]
     graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    for node in graph.node if domain else ():
+        node.domain = domain if node.op_type.endswith("izeLinear") else ""
+    opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -178,11 +182,12 @@ def native(model: ModelProto, seed: int = 0) -> Array:
         ("UINT16", 1, 32768),
     ],
 )  # fmt: skip
-def test_each_type_to_the_end_of_its_range(kind: str, lowest: int, zero: int) -> None:
+@pytest.mark.parametrize("where", WHERE)
+def test_each_type_to_the_end_of_its_range(kind: str, lowest: int, zero: int, where: dict[str, Any]) -> None:
     """The lowest integer that has a negative, in every channel; one lower, and the sign can't go."""
     integers = np.arange(4 * 3).reshape(4, 3, 1, 1) % 5 + zero
     integers[:, 0] = lowest
-    model = conv_model(integers, getattr(TensorProto, kind), zero)
+    model = conv_model(integers, getattr(TensorProto, kind), zero, **where)
     result = bnfold.fold(model)
     assert result.report.after.per_channel_ops == 0
     expected = native(model)
@@ -191,14 +196,15 @@ def test_each_type_to_the_end_of_its_range(kind: str, lowest: int, zero: int) ->
     assert (after[0::2] == integers[0::2]).all()
     assert (after[1::2] == 2 * zero - integers[1::2]).all()
     integers[1, 0] = lowest - 1
-    kept = bnfold.fold(conv_model(integers, getattr(TensorProto, kind), zero)).report
+    kept = bnfold.fold(conv_model(integers, getattr(TensorProto, kind), zero, **where)).report
     assert kept.after.per_channel_ops == 1
     assert "no negative in that type" in kept.entries[0].sentence
 
 
-def test_int32_bias_stays_one_in_the_new_steps() -> None:
+@pytest.mark.parametrize("where", WHERE)
+def test_int32_bias_stays_one_in_the_new_steps(where: dict[str, Any]) -> None:
     integers = np.random.default_rng(0).integers(-127, 128, (6, 3, 1, 1))
-    model = conv_model(integers, TensorProto.INT8, steps=np.ones(6, np.float32))
+    model = conv_model(integers, TensorProto.INT8, steps=np.ones(6, np.float32), **where)
     result = bnfold.fold(model)
     after, before = tensors(result.model), tensors(model)
     assert after["bias_q"].dtype == np.int32
@@ -278,6 +284,26 @@ def test_integers_that_a_node_makes_of_floats_are_stored() -> None:
     result = bnfold.fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["DequantizeLinear", "Conv"]
     assert "w" not in tensors(result.model)
+
+
+def test_what_the_file_says_of_a_shape_stays_true() -> None:
+    model = Probe("shape", "", TABLE["one scale becomes one of each channel"].good, opset=13).model()
+    model.graph.value_info.append(helper.make_tensor_value_info("s_var", TensorProto.FLOAT, []))
+    result = bnfold.fold(model)
+    assert tensors(result.model)["s_var"].shape == (4,)
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (4, 4), (3,)])
+def test_a_scale_that_fits_no_axis_stays(shape: tuple[int, ...]) -> None:
+    """No valid file has one."""
+    text = "x[N,4] -> y | d = DequantizeLinear<axis=1>(q:int8[4,4], s_var[4]); h = Gemm(x, d, b[4]); y = BN4(h)"
+    model = Probe("fits", "", text).model()
+    for tensor in model.graph.initializer:
+        if tensor.name == "s_var":
+            tensor.CopyFrom(numpy_helper.from_array(np.ones(shape, np.float32), tensor.name))
+    report = bnfold.fold(model, verify=False).report
+    assert [entry.outcome for entry in report.entries] == ["kept"]
 
 
 def test_weights_change_rather_than_steps() -> None:

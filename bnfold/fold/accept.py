@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from bnfold.constants import DEQUANTIZE
 from bnfold.errors import quoted
 from bnfold.fold.dead import Dead, resolve
 from bnfold.fold.kept import Kept, blocked_values, stays_blocked
 from bnfold.fold.ties import FIXED, OUTPUT, Affine, Limit, Linear, Ties
 from bnfold.fold.union_find import Conflict, distinct
 from bnfold.graph import Node
+from bnfold.qonnx import QUANT
 
 BOTH, SCALE, SHIFT = "both", "scale", "shift"  # what of an op goes
 
@@ -239,7 +241,7 @@ def explain(ties: Ties, op: Affine, conflict: Conflict, system: str) -> Refusal:
 def _limit(ties: Ties, op: Affine, conflict: Conflict, obstacle: Node | None, system: str) -> Limit | None:
     """The integers that are in the way: right in front of an op, or if nothing else is."""
     of_kind = [limit for limit in ties.limits if limit.kind == conflict.kind]
-    if op.source.producer is not None and op.source.producer.op == "DequantizeLinear":
+    if op.source.producer is not None and op.source.producer.op in DEQUANTIZE | QUANT:
         return next((limit for limit in ties.limits if limit.node is op.source.producer), None)
     if system != "scale":
         return None

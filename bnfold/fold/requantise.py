@@ -1,7 +1,7 @@
 """What an edit makes of a weight or bias that is kept as integers: a new scale, and integers that stay or turn around.
 
 The formulas are those of `quantised`.  A bias in int32 keeps to the steps that an integer kernel asks for; what is
-added to it is rounded to them.
+added to it is rounded to them.  QONNX keeps floats that its op rounds to the integers: they change with the scale.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnfold.constants import Array
-from bnfold.fold.parameters import Unrepresentable, stored
-from bnfold.fold.quantised import PER_AXIS, Quantised
+from bnfold.constants import DEQUANTIZE, Array
+from bnfold.fold.parameters import Unrepresentable, spread, stored
+from bnfold.fold.quantised import Quantised
 from bnfold.fold.ties import Ties
 from bnfold.fold.union_find import Floats
 from bnfold.storage import is_packed
@@ -43,7 +43,7 @@ def row_factors(edit: LinearEdit) -> Floats:
 
 
 def new_scale(quantised: Quantised, factors: Floats) -> tuple[Floats, int | None]:
-    """|f| scale, exactly; and the axis along which it lies where that is new."""
+    """|f| scale, exactly; and the axis along which a DequantizeLinear's lies where that is new."""
     alive = np.abs(factors[factors != 0])
     old = quantised.scale.astype(np.float64)
     if not alive.size:
@@ -60,17 +60,45 @@ def new_scale(quantised: Quantised, factors: Floats) -> tuple[Floats, int | None
     return old * sizes, None
 
 
-def new_integers(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Array:
-    """The integers with rows of negative factors negated, and dead rows and columns at the zero point."""
-    linear, shape = edit.linear, quantised.integers.shape
-    rows = factors.reshape([linear.view[axis] if axis in linear.row_axes else 1 for axis in range(len(linear.view))])
+def broadcast_scale(quantised: Quantised, sizes: Floats) -> Floats:
+    """The scale times sizes of all elements, exactly, along as few axes as will do."""
+    old = np.asarray(quantised.scales().astype(np.float64))
+    full = sizes * old
+    for axis in range(full.ndim):
+        first = full.take([0], axis)
+        if (old.ndim == 0 or old.shape[axis] == 1) and (full == first).all():
+            full = first
+    return full.reshape(quantised.scale.shape) if full.size == quantised.scale.size else full
+
+
+def _view_factors(edit: LinearEdit, factors: Floats) -> Floats:
+    """What each element is multiplied by, 0 in dead rows and columns; broadcastable to the weight's view."""
+    linear = edit.linear
     alive = np.ones(edit.column_scale.size)
     alive[edit.dead_columns] = 0
-    columns = alive.reshape([size if axis in linear.column_axes else 1 for axis, size in enumerate(linear.view)])
-    zeros = np.broadcast_to(quantised.zeros(), shape).reshape(linear.view)
-    kept = quantised.integers.astype(zeros.dtype).reshape(linear.view)
-    seen = np.where(rows < 0, 2 * zeros - kept, kept)
-    result = np.where((rows == 0) | (columns == 0), zeros, seen).astype(quantised.integers.dtype)
+    return np.asarray(spread(linear, factors, linear.row_axes) * spread(linear, alive, linear.column_axes))
+
+
+def _element_sizes(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Floats:
+    """What each element's scale is multiplied by; any will do in dead ones, if an integer stands for 0."""
+    linear = edit.linear
+    if quantised.has_zero:
+        alive = np.abs(factors[factors != 0])
+        sizes = np.where(factors == 0, alive[0] if alive.size else 1.0, np.abs(factors))
+        seen = spread(linear, sizes, linear.row_axes)
+    else:
+        seen = np.abs(_view_factors(edit, factors))
+    return np.asarray(np.broadcast_to(seen, linear.view).reshape(quantised.integers.shape), np.float64)
+
+
+def new_integers(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Array:
+    """The integers with rows of negative factors negated, and dead rows and columns at the zero point."""
+    view, shape = edit.linear.view, quantised.integers.shape
+    factors = _view_factors(edit, factors)
+    zeros = np.broadcast_to(quantised.zeros(), shape).reshape(view)
+    kept = quantised.integers.astype(zeros.dtype).reshape(view)
+    seen = np.where(factors < 0, 2 * zeros - kept, kept)
+    result = np.where(factors == 0, zeros, seen).astype(quantised.integers.dtype)
     return np.asarray(result.reshape(shape))
 
 
@@ -88,7 +116,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """All that changes at a DequantizeLinear; `axis`: where its scale lies, if it had none."""
+    """All that changes at a DequantizeLinear; `axis`: where its scale lies, if it had none or another one."""
 
     changes: list[Change]
     axis: int | None
@@ -101,18 +129,25 @@ def weight_changes(edit: LinearEdit, quantised: Quantised) -> Changes:
     Raises: Unrepresentable.
     """
     factors = row_factors(edit)
+    if quantised.grid is not None:
+        exact = broadcast_scale(quantised, _element_sizes(edit, quantised, factors))
+        return _floats_changes(edit, quantised, exact, new_integers(edit, quantised, factors))
     exact, axis = new_scale(quantised, factors)
     found = [_scale_change(edit, quantised, exact, axis)]
     if (factors <= 0).any() or edit.dead_columns.size or not quantised.is_stored:
         dtype, shape = quantised.integers.dtype, quantised.integers.shape
-        key = np.sign(factors).tobytes() + edit.dead_columns.tobytes() + repr(edit.linear.view).encode()
+        laid_out = repr((edit.linear.view, quantised.axes)).encode()
+        key = np.sign(factors).tobytes() + edit.dead_columns.tobytes() + laid_out
 
         def blocks() -> Iterator[Array]:
             yield new_integers(edit, quantised, factors)
 
         content = new_integers(edit, quantised, factors) if is_packed(dtype) else blocks
         found.append(Change(0, "integers", content, shape, dtype, key))
-    return Changes(found + _zero_changes(quantised, axis), axis)
+    found += _zero_changes(quantised, axis)
+    if quantised.axes and quantised.scale.size > 1:
+        axis = quantised.axis
+    return Changes(found, axis)
 
 
 def bias_changes(edit: LinearEdit, quantised: Quantised, exact: Floats) -> Changes:
@@ -121,8 +156,11 @@ def bias_changes(edit: LinearEdit, quantised: Quantised, exact: Floats) -> Chang
     Raises: Unrepresentable.
     """
     node, factors = edit.linear.node, edit.factor
+    if quantised.grid is not None:  # only multiplied, or it would be floats
+        whole = np.sign(factors).astype(np.int32) * quantised.integers
+        return _floats_changes(edit, quantised, broadcast_scale(quantised, np.abs(factors)), whole)
     scale, axis = new_scale(replace(quantised, row_axis=0), factors)
-    if axis is not None and quantised.node.opset < PER_AXIS:
+    if axis is not None and not quantised.is_adaptable:
         sentence = f"opset {quantised.node.opset} has no scale for each entry of its int32 bias"
         raise Unrepresentable(node, sentence)
     found = _scale_change(edit, quantised, scale, axis)
@@ -151,9 +189,9 @@ def stays_integer(ties: Ties, edit: LinearEdit) -> bool:
     bias, weight, maker = linear.quantised_bias, linear.quantised, linear.source.producer if linear.source else None
     if bias is None or only_scales(edit):
         return bias is not None
-    if (edit.factor == 0).any():  # a constant, which nothing rounds where BN makes it
+    if bias.grid is not None or (edit.factor == 0).any():  # a dead row's is a constant, which nothing rounds in BN
         return False
-    if weight is None or weight.block or maker is None or maker.op != "DequantizeLinear":
+    if weight is None or weight.block or maker is None or maker.op not in DEQUANTIZE:
         return False
     step = ties.array(maker.input(1))
     if step is None or step.size != 1:
@@ -176,9 +214,26 @@ def _scale_change(edit: LinearEdit, quantised: Quantised, exact: Floats, axis: i
     return Change(1, "quantisation scale", content, content.shape, dtype, key)
 
 
+def _floats_changes(edit: LinearEdit, quantised: Quantised, scale: Floats, integers: Array) -> Changes:
+    """A new scale, and floats that round to these integers with it."""
+    found, grid = _scale_change(edit, quantised, scale, None), quantised.grid
+    assert grid is not None
+    steps, zeros = np.asarray(found.content), quantised.zeros()
+    content = grid.floats(integers, steps, zeros)
+    seen = grid.integers(content, steps, zeros.astype(content.dtype))
+    if not np.array_equal(np.where(steps == 0, integers, seen), integers):
+        sentence = f"no {content.dtype} would be rounded to the {grid.name} that it stands for"
+        raise Unrepresentable(edit.linear.node, sentence)
+    stored_floats = Change(0, "floats", content, content.shape, content.dtype, content.tobytes())
+    return Changes([found, stored_floats, *_zero_changes(quantised, None)], None)
+
+
 def _zero_changes(quantised: Quantised, axis: int | None) -> list[Change]:
-    """The zero point has the shape of the scale."""
+    """The zero point has the shape of the scale, and turns as it does."""
     old = quantised.zero_point
+    if old is not None and quantised.axes and old.ndim == len(quantised.axes):
+        content = np.ascontiguousarray(old)
+        return [Change(2, "zero point", content, content.shape, old.dtype, content.tobytes())]
     if axis is None or old is None:
         return []
     size = quantised.integers.shape[axis]

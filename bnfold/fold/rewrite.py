@@ -69,7 +69,7 @@ class Requantised:
 
     edit: LinearEdit
     role: str  # weight or bias
-    node: Node  # the DequantizeLinear as it is now
+    node: Node  # what makes numbers of the integers, as it is now
     old: Quantised
     weight: Array  # the old weight and bias, as numbers
     bias: Array | None
@@ -192,7 +192,7 @@ def _name_of_integers(quantised: Quantised) -> str:
 
 
 def _integer_requests(graph: Graph, plan: Plan, edit: LinearEdit, result: Rewrite) -> Iterable[_Request]:
-    """Scales, and integers where they change, of a weight or bias behind a DequantizeLinear."""
+    """Scales, and integers where they change, of a weight or bias that is kept as integers."""
     linear = edit.linear
     weight, bias = plan.ties.array(linear.weight), None
     assert weight is not None
@@ -208,7 +208,7 @@ def _integer_requests(graph: Graph, plan: Plan, edit: LinearEdit, result: Rewrit
         found.append(("bias", value, linear.quantised_bias, bias_changes(edit, linear.quantised_bias, exact)))
         remove_beta(linear.node)
     for role, value, old, changes in found:
-        node = own_producer(graph, linear.node, value)
+        node = own_producer(graph, linear.node, value, old.node)
         if changes.axis is not None:
             set_axis(node, changes.axis)
         result.requantised.append(Requantised(edit, role, node, old, weight, bias, changes.rounding, {}))
@@ -331,6 +331,8 @@ class _Store:
         holder = None if old is None else self._holder(old)
         alone = only and old is not None and not (old.captured or old.is_output) and set(old.readers()) == asked
         if alone and old is not None and holder is not None and not self._listed_as_input(old):
+            if list(holder.dims) != list(first.dims):
+                self._forget_shape(old)
             self._fill(holder, first)
             name = old.name
         else:
@@ -358,6 +360,13 @@ class _Store:
         if value.producer is not None and value.producer.op == "Constant":
             return next((a.t for a in value.producer.proto.attribute if a.name == "value"), None)
         return None
+
+    def _forget_shape(self, value: Value) -> None:
+        """A scale for all channels that becomes one for each: what the file says of its shape is wrong then."""
+        proto = self._home[value].proto
+        for position, info in reversed(list(enumerate(proto.value_info))):
+            if info.name == value.name:
+                del proto.value_info[position]
 
     def _listed_as_input(self, value: Value) -> bool:
         """Before IR 4 every initializer is an input: new content gets a new name, so that feeding the old one fails."""

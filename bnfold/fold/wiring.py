@@ -229,11 +229,13 @@ def set_axis(node: Node, axis: int) -> None:
     node.proto.attribute.append(helper.make_attribute("axis", axis))
 
 
-def own_producer(graph: Graph, node: Node, value: Value) -> Node:
-    """The producer of a constant that a node reads, or a copy right in front of the node if others read it, too."""
-    producer, places = value.producer, [index for reader, index in value.users if reader is node]
-    assert producer is not None
-    if value.is_private and len(places) == 1 and len(value.users) == 1:
+def own_producer(graph: Graph, node: Node, value: Value, producer: Node) -> Node:
+    """The producer of a constant that a node reads, or a copy of it right in front of the node.
+
+    A copy if others read the constant, too, or read it as it was before a Transpose.
+    """
+    places = [index for reader, index in value.users if reader is node]
+    if value.producer is producer and value.is_private and len(places) == 1 and len(value.users) == 1:
         return producer
     entries = node.scope.proto.node
     at = next(index for index, proto in enumerate(entries) if proto is node.proto)

@@ -120,7 +120,7 @@ class _Finder:
             return _left(node, "dynamic-weight")
         if not is_floating(weight):
             return None
-        if self._constants.is_quantised(node.input(linear.weight)):
+        if self._constants.quantiser(node.input(linear.weight)) is not None:
             return _left(node, "quantised-weight")
         rank = weight.ndim if node.op.startswith("Conv") else self._shapes.rank(self._scope, output)
         if rank is None:
@@ -161,7 +161,7 @@ class _Finder:
         """The bias in the node's own slot, (C,); None if there is none, or one that has to stay."""
         value = None if linear.bias is None else node.input(linear.bias)
         array = self._constants.array(value)
-        if value is None or array is None or not is_floating(array) or self._constants.is_quantised(value):
+        if value is None or array is None or not is_floating(array) or self._constants.quantiser(value) is not None:
             return None
         gain = float(node.attribute("beta", 1.0)) if node.op == "Gemm" else 1.0
         axis, rank = (1, 2) if node.op == "Gemm" else (0, 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from bnfold.constants import Array, Constants, is_floating
+from bnfold.constants import DEQUANTIZE, QUANTIZE, Array, Constants, is_floating
 from bnfold.fold import Options
 from bnfold.fold.wiring import become, read_names, sweep
 from bnfold.graph import Graph, Node, Value, remove_nodes
@@ -20,9 +20,6 @@ from bnfold.model_file import LoadedModel
 from bnfold.shapes import Shapes
 from bnfold.storage import add_tensor
 
-# The ops, in both domains that have them.
-QUANTIZE = frozenset({"QuantizeLinear", "com.microsoft::QuantizeLinear"})
-DEQUANTIZE = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear"})
 # What ONNX Runtime takes into the kernel that rounds behind it.
 CLIPS = frozenset({"Relu", "Clip"})
 MARK = "bnfold pair "

@@ -1,4 +1,4 @@
-"""A model as it is compared: one flat graph whose constants are initializers.
+"""A model as it is compared: one flat graph of ONNX's own ops (QONNX's spelled out) whose constants are initializers.
 
 What a model computes from constants alone is computed once, by ONNX Runtime, in the model's own type: a folded
 weight is no better for being a chain of nodes than it would be as an initializer, and the rounding of such a chain
@@ -17,6 +17,7 @@ from bnfold.model_file import LoadedModel
 from bnfold.verify.large import LARGE, PLAIN, Model, opened, reference
 from bnfold.verify.room import demand_room
 from bnfold.verify.runtime import CUT, CannotRun, Runner, bodies, cut_model, element_types, first_line, reads
+from bnfold.verify.spelled import spelled_out
 
 # Distance of 1 to the next number.
 ULP: dict[int, float] = {
@@ -53,7 +54,7 @@ def prepare(model: LoadedModel) -> Model:
         CannotRun: its functions can't be inlined, or it would take more memory than there is.
     """
     found = opened(model)
-    proto = found.proto
+    proto = spelled_out(found.proto)
     demand_room(proto)
     if proto.functions:
         import onnx.inliner

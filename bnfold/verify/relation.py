@@ -31,6 +31,7 @@ from bnfold.verify.large import parted
 from bnfold.verify.noise import moved, own_errors
 from bnfold.verify.room import demand_room
 from bnfold.verify.runtime import CannotRun, Runner, reads, static_shapes
+from bnfold.verify.spelled import spelled_out
 from bnfold.verify.unrounded import unrounded
 
 # Largest r of a right fold.  Comparing native runs per tensor and channel, 218 right pairs of 15 models stayed
@@ -104,10 +105,10 @@ def check(original: LoadedModel, folded: LoadedModel, plan: Plan) -> RelationChe
         raise CannotRun(f"its {gib} of weights take eight times as much memory; `bnfold verify` compares on demand")
     before, after = to_proto(original), to_proto(folded)
     names = _shared_values(before, after, plan)
-    feeds, shown = _first_run(before)
-    outputs = tuple(_output_errors(shown, Runner(after).run(feeds)))
+    feeds, shown = _first_run(spelled_out(before))
+    outputs = tuple(_output_errors(shown, Runner(spelled_out(after)).run(feeds)))
     sizes = _value_sizes(original, feeds)
-    before, after = (unrounded(side) for side in (before, after))
+    before, after = (spelled_out(unrounded(side), rounding=False) for side in (before, after))
     makers = {name: node.op_type for node in before.graph.node for name in node.output}
     found: dict[str, float] = {}
     overflowing: list[str] = []

@@ -1,8 +1,9 @@
 """The static proof of weights and biases that are kept as integers.
 
-The files' own words are taken: the DequantizeLinear as it is written now, with the tensors that it names.  Its
-integers have to be those of the original to the bit, or negated exactly about the zero point, or zero where a channel
-is dead; each scale within one unit in the last place of the exact one; an int32 bias within half a step of it.
+The files' own words are taken: the DequantizeLinear (or QONNX's Quant) as it is written now, with the tensors that it
+names.  Its integers have to be those of the original to the bit, or negated exactly about the zero point, or zero where
+a channel is dead; each scale within one unit in the last place of the exact one; an int32 bias within half a step of
+it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from bnfold.constants import Array, finfo
 from bnfold.errors import NotEquivalentError, quoted
 from bnfold.fold.parameters import clip, parts, spread
-from bnfold.fold.quantised import Quantised, lay_out, wide
+from bnfold.fold.quantised import Quantised, interpret, wide
 from bnfold.fold.rewrite import Requantised
 from bnfold.fold.union_find import Floats
 from bnfold.weights import Weights
@@ -38,7 +39,8 @@ def prove_weight(item: Requantised, weights: Weights, rows: Floats) -> float:
     for part in parts(linear.view):
         f = np.broadcast_to(factor[clip(part, factor)], before[0][part].shape)
         (q, step, zero), (q_new, step_new, zero_new) = ([array[part] for array in side] for side in (before, after))
-        if not (q_new - zero_new == np.sign(f).astype(q.dtype) * (q - zero)).all():
+        dead = (f == 0) & ((q_new - zero_new) * step_new == 0)
+        if not (dead | (q_new - zero_new == np.sign(f).astype(q.dtype) * (q - zero))).all():
             raise _wrong(item, "its integers are neither those of the original nor their negatives")
         exact = np.abs(f) * step
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,34 +75,25 @@ def prove_bias(item: Requantised, weights: Weights, exact: Floats, factors: Floa
 
 def _written(item: Requantised, weights: Weights) -> Quantised:
     """The integers as the folded model has them."""
-    proto, old = item.node.proto, item.old
-    contents = []
-    for index, before in enumerate((old.integers, old.scale, old.zero_point)):
-        name = proto.input[index] if index < len(proto.input) else ""
+    old, contents = item.old, []
+    for index, name in enumerate(item.node.proto.input):
         tensor = item.tensors.get(name)
         if tensor is None and name:
             kept = old.node.input(index)
             if kept is None or kept.name != name:
                 raise _wrong(item, f"{quoted(name)} is no tensor")
-        contents.append((before if name else None) if tensor is None else weights.read(tensor))
-    integers, scale, zero_point = contents
-    assert integers is not None
-    assert scale is not None
-    settings = {attribute.name: attribute.i for attribute in proto.attribute}
-    axis = settings.get("axis", 1)
-    return Quantised(
-        item.node, integers, scale, zero_point, axis + (integers.ndim if axis < 0 else 0), settings.get("block_size", 0)
-    )
+        contents.append((old.inputs[index] if name else None) if tensor is None else weights.read(tensor))
+    found = interpret(item.node, contents)
+    if isinstance(found, str):
+        raise _wrong(item, found)
+    return found
 
 
 def _viewed(quantised: Quantised, view: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Integers, scale and zero point, each laid out as the linear node's weight is seen."""
     shape, kind = quantised.integers.shape, wide(quantised.integers.dtype)
-    place = quantised.axis, quantised.block
-    zero = np.zeros((), kind) if quantised.zero_point is None else lay_out(quantised.zero_point, shape, *place)
-    scale = lay_out(quantised.scale, shape, *place).astype(np.float64)
-    integers = quantised.integers.astype(kind)
-    first, second, third = (np.broadcast_to(p, shape).reshape(view) for p in (integers, scale, zero.astype(kind)))
+    found = (quantised.integers.astype(kind), quantised.scales().astype(np.float64), quantised.zeros())
+    first, second, third = (np.broadcast_to(part, shape).reshape(view) for part in found)
     return first, second, third
 
 

@@ -144,7 +144,7 @@ def read_arithmetic(ties: Ties, node: Node) -> tuple[Value, Floats, Floats] | No
         return None
     if not is_floating(constant) or not 0 < constant.size <= MAX_ELEMENTS:
         return None
-    if ties.constants.is_quantised(left if swapped else right):
+    if ties.constants.quantiser(left if swapped else right) is not None:
         return None
     c = np.asarray(constant, np.float64)
     with np.errstate(all="ignore"):

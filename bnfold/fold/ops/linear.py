@@ -17,7 +17,7 @@ import numpy as np
 
 from bnfold.constants import Array, is_floating
 from bnfold.fold.ops.affine import read_chain
-from bnfold.fold.quantised import CODE, read_bias, read_quantised, restrict
+from bnfold.fold.quantised import CODE, kept_as_integers, read_bias, read_quantised, restrict
 from bnfold.fold.ties import Coordinates, Linear, Ties, rule
 from bnfold.graph import Node, Value
 
@@ -46,8 +46,8 @@ def add_linear(ties: Ties, linear: Linear) -> None:
 
 
 def is_dequantised(ties: Ties, value: Value) -> bool:
-    """True if a constant is kept as integers behind a DequantizeLinear."""
-    return ties.constants.tensor(value) is None and ties.constants.is_quantised(value)
+    """True if a constant is kept as integers behind another op, a DequantizeLinear or one of QONNX's."""
+    return ties.constants.tensor(value) is None and ties.constants.quantiser(value) is not None
 
 
 def weight_of(
@@ -55,32 +55,38 @@ def weight_of(
 ) -> tuple[Value, tuple[int, ...]] | None:
     """A constant, floating weight and its shape; None (with the reason noted) if it is none.
 
-    integers: whether it may be kept as integers behind a DequantizeLinear, with a scale that can be changed.
+    integers: whether it may be kept as integers, with a scale that can be changed.
     """
     value = node.input(index)
     if value is None:
         return None
     array = ties.array(value)
     if array is None:
-        large = ties.constants.is_quantised(value) and not isinstance(read_quantised(ties, value), str)
-        why = (CODE, "the weight is kept as more integers than are evaluated") if large else ("dynamic-weight", DYNAMIC)
-        ties.refused[node] = why
+        ties.refused[node] = _not_evaluated(ties, value)
         return None
     if not is_floating(array) or array.size == 0:
         return None
     if is_dequantised(ties, value):
         found = read_quantised(ties, value)
         if not integers or isinstance(found, str):
-            sentence = found if isinstance(found, str) else "the weight is kept as integers behind a DequantizeLinear"
-            ties.refused[node] = (CODE, sentence)
+            ties.refused[node] = (CODE, found if isinstance(found, str) else kept_as_integers("weight", found.node))
             return None
     return value, tuple(array.shape)
+
+
+def _not_evaluated(ties: Ties, value: Value) -> tuple[str, str]:
+    """Why a weight is no constant: something in it isn't, or it is kept as integers that aren't known."""
+    maker = ties.constants.quantiser(value)
+    if maker is None or not all(ties.is_constant(given) for given in maker.inputs if given is not None):
+        return "dynamic-weight", DYNAMIC
+    found = read_quantised(ties, value)
+    return CODE, found if isinstance(found, str) else "the weight is kept as more integers than are evaluated"
 
 
 def constant_bias(ties: Ties, node: Node, index: int, allowed: Any, *, integers: bool = False) -> bool:
     """True if the node has no bias, or one that is constant and of an allowed shape.
 
-    integers: whether it may be kept as integers behind a DequantizeLinear.
+    integers: whether it may be kept as integers.
     """
     value = node.input(index)
     if value is None:
@@ -90,7 +96,7 @@ def constant_bias(ties: Ties, node: Node, index: int, allowed: Any, *, integers:
         ties.refused[node] = ("dynamic-bias", "the bias is computed while the model runs")
         return False
     if is_dequantised(ties, value) and not integers:
-        ties.refused[node] = (CODE, "the bias is kept as integers behind a DequantizeLinear")
+        ties.refused[node] = (CODE, kept_as_integers("bias", ties.constants.quantiser(value)))
         return False
     return is_floating(array) and bool(allowed(array))
 

@@ -55,7 +55,7 @@ KEPT = frozenset(
 # Attributes that name an element type.
 TYPE_ATTRIBUTES = frozenset({"to", "dtype"})
 # The input that has to be of floats for an op to be declared, where it isn't the first.
-FLOAT_INPUTS = {"OneHot": 2, "DequantizeLinear": 1}
+FLOAT_INPUTS = {"OneHot": 2, "DequantizeLinear": 1, "com.microsoft:DequantizeLinear": 1}
 # Element types that are computed in double.
 WIDE = FLOATS | {TensorProto.DOUBLE}
 # Tensors above this are no constants that a declaration looks into, and shape inference doesn't need them.

@@ -108,7 +108,7 @@ def skip_layer_normalization(op: Op) -> tuple[Term, ...]:
     return (normal if beta is None else normal + beta, total, total, total)
 
 
-@declares("QuantizeLinear")  # clip(round(x / scale) + zero point)
+@declares("QuantizeLinear", "com.microsoft:QuantizeLinear")  # clip(round(x / scale) + zero point)
 def quantize(op: Op) -> Term:
     """To integers; a half goes to the even one."""
     kind = op.attribute("output_dtype", 0) or TensorProto.UINT8
@@ -122,7 +122,7 @@ def quantize(op: Op) -> Term:
     return (whole if zero is None else whole + zero).above(float(low)).below(float(high)).cast(kind)
 
 
-@declares("DequantizeLinear")  # scale (x - zero point)
+@declares("DequantizeLinear", "com.microsoft:DequantizeLinear")  # scale (x - zero point)
 def dequantize(op: Op) -> Term:
     """From integers."""
     if op.builder.types.get(op.proto.input[0], 0) not in (*RANGES, TensorProto.INT32):
