@@ -74,6 +74,16 @@ def assert_integers_stay(before: ModelProto, after: ModelProto) -> None:
         assert any((((wide == w) | (wide == 2 * zero - w)) | (wide == zero)).all() for w in alike), node.name
 
 
+def test_the_scale_of_a_large_weight_lies_along_an_axis_of_its_own() -> None:
+    """It isn't broadcast as numpy does: 600 · 60 · 600 elements would be more than are evaluated."""
+    text = "x[N,60,2,2] -> y | d = DequantizeLinear<axis=0>(q:int8[600,60,1,1], s_var[600]); h = Conv(x, d); "
+    text += "y = BN600(h)"
+    probe = Probe("quantised-large", "", text, values={"q": np.arange(-30, 30).reshape(1, 60, 1, 1)})
+    result = bnfold.fold(probe.model())
+    assert left(result.model).total == 0
+    assert_integers_stay(probe.model(), result.model)
+
+
 @each_row
 def test_batch_norm_goes_into_the_scale(name: str) -> None:
     probe = probe_of(name, TABLE[name], good=True)
