@@ -198,6 +198,35 @@ def test_says_how_far_outputs_move() -> None:
     assert pair.before.noise == pytest.approx(rms(noise) / rms(gain * (values - mean) + beta), rel=1e-6)
 
 
+def test_counts_the_samples_that_keep_their_class() -> None:
+    text = "x[N,3] -> y | c = Gemm(x, w[3,4], b[4]); " + PAIR.replace("0.1", "0.4") + "n = BN4(d); y = Softmax(n)"
+    model = Probe("requantize-classes", "", text, values={"w": np.eye(3, 4), "b": 0.1}).model()
+    data = data_of(model, 500)
+    result = bnfold.fold(model, requantize=data)
+    assert result.requantization is not None
+    old, new = (run_native(each, data)["y"].argmax(1) for each in (model, result.model))
+    assert 400 < (old == new).sum() < 500
+    assert result.requantization.outputs[0].same_class == (old == new).sum()
+
+
+def test_tally_of_a_pair() -> None:
+    """Sums over batches, in the coordinates that the fold stores: v' = s (v + t)."""
+    model = probe_of("behind a Conv", TABLE["behind a Conv"], good=True).model()
+    (pair,) = find_pairs(wrap(model), Options())
+    values = np.random.default_rng(0).normal(3, 12, (40, 4)).astype(np.float32)  # limits: -12 and 13.5
+    scale, shift = np.array([1, 2, -3, 0.5]), np.array([0, 1, 10, -2.0])
+    tally = Tally()
+    for batch in np.split(values, 4):
+        tally.add(pair, batch, scale, shift)
+    exact = scale * (values.astype(np.float64) + shift)
+    cut = scale * (np.clip(values.astype(np.float64), -12, 13.5) - values)
+    step = float(np.float32(0.1))
+    whole = scale * (np.clip(np.rint(values.astype(np.float64) / step), -120, 135) * step - values)
+    assert tally.clipped == pytest.approx(np.square(cut).sum() / np.square(exact - exact.mean()).sum(), rel=1e-5)
+    assert tally.noise == pytest.approx(rms(whole) / rms(exact), rel=1e-6)
+    assert tally.clipped > 1e-3
+
+
 @pytest.mark.parametrize("name", ["behind a Conv", "what follows rounds, but not for all", "symmetric", "16 bits"])
 def test_pairs_of_the_other_domain(name: str) -> None:
     model = probe_of(name, TABLE[name], good=True).model()
