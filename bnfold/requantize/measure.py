@@ -22,6 +22,9 @@ from bnfold.requantize.pairs import Pair
 from bnfold.verify.runtime import Feeds, Runner
 from bnfold.verify.unrounded import unrounded
 
+# What is done with samples, for the progress.
+WATCHING, COMPARING = "watching", "comparing"
+
 Maps = Mapping[str, tuple[Floats, Floats]]
 
 
@@ -103,7 +106,7 @@ def count(folded: LoadedModel, names: Mapping[int, str], data: Data) -> dict[int
 
 def _runs(model: LoadedModel, names: Sequence[str], data: Data) -> Iterator[Feeds]:
     runner = _runner(model, names)
-    for number, feeds in enumerate(data.batches()):
+    for number, feeds in enumerate(data.batches(WATCHING)):
         with must_run():
             values = runner.run(feeds)
         for name, value in values.items():
@@ -163,7 +166,7 @@ def compare(original: LoadedModel, result: LoadedModel, data: Data) -> tuple[int
     runners = [_runner(model) for model in (original, result, plain)]
     found: dict[str, _Distance] = {}
     samples = 0
-    for feeds in data.batches():
+    for feeds in data.batches(COMPARING):
         samples += len(next(iter(feeds.values())))
         with must_run():
             old, new, exact = (runner.run(feeds) for runner in runners)
