@@ -127,6 +127,11 @@ TABLE = {
         "y = Mul(h, m[4,1,1])",
         f"x[N,3,5,5] b[4] -> y | d = quant(w[4,3,1,1], {HERE}); c = quant(b, t[]={{0.01}}, z, e[]={{8.0}}); "
         "h = Conv(x, d, c); y = Mul(h, m[4,1,1])", ""),
+    "bias of a dead channel": Row(
+        f"{CONV}d = quant(w[4,3,1,1], {HERE}); c = quant(b[4], t[]={{0.01}}, z, e[]={{8.0}}); h = Conv(x, d, c); "
+        "y = Mul(h, m[4,1,1]={1.0,0.0,-3.0,0.0})",
+        f"x[N,3,5,5] t[] -> y | d = quant(w[4,3,1,1], {HERE}); c = quant(b[4], t, z, e[]={{8.0}}); h = Conv(x, d, c); "
+        "y = Mul(h, m[4,1,1]={1.0,0.0,-3.0,0.0})", ""),
     "bias that takes a shift": Row(
         f"{CONV}d = quant(w[4,3,1,1], {HERE}); c = quant(b[4], t[]={{0.01}}, z, e[]={{8.0}}); h = Conv(x, d, c); "
         "y = BN4(h)",

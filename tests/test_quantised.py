@@ -14,6 +14,7 @@ from conftest import NO_SHARED, SHARED
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from oracle import assert_same_function, left, run_native
 from probe_text import Probe
+from quantised_models import SMALL, quantised
 from quantised_table import SUMS, TABLE, probe_of
 
 import bnfold
@@ -367,38 +368,6 @@ def test_the_static_proof_sees_a_wrong_axis() -> None:
 
 
 # -- models as quantisers write them -----------------------------------------------------------------
-
-SMALL = (
-    "x[N,3,8,8] -> y | c = Conv<pads=[1,1,1,1]>(x, w[8,3,3,3]); n = BN8(c); r = Relu(n); "
-    "d = Conv<pads=[1,1,1,1], group=8>(r, v[8,1,3,3], e[8]); m = BN8(d); s = Add(m, r); p = GlobalAveragePool(s); "
-    "f = Flatten(p); g = Gemm<transB=1>(f, u[5,8], b[5]); y = BN5(g)"
-)
-
-
-class Calibration:
-    def __init__(self, model: ModelProto, shape: tuple[int, ...]) -> None:
-        name, rng = model.graph.input[0].name, np.random.default_rng(0)
-        self.feeds = iter([{name: rng.normal(0, 1, shape).astype(np.float32)} for _ in range(4)])
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self.feeds, None)
-
-
-def quantised(
-    model: ModelProto, shape: tuple[int, ...], tmp_path: Path, *, per_channel: bool, outputs: bool
-) -> ModelProto:
-    """What ONNX Runtime's own quantiser makes of a model; `outputs`: it rounds those of Conv and Gemm, too."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
-    onnx.save(model, tmp_path / "float.onnx")
-    quantize_static(
-        tmp_path / "float.onnx", tmp_path / "qdq.onnx", Calibration(model, shape), quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv", "Gemm", "Add", "Relu"], per_channel=per_channel,
-        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-        extra_options={} if outputs else {"OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"]},
-    )  # fmt: skip
-    return onnx.load(tmp_path / "qdq.onnx")
-
 
 def real(name: str) -> Path:
     path = SHARED / "models" / "real" / f"{name}.onnx"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 from oracle import run_native
 from probe_text import Probe
+from quantised_models import SMALL, quantised
 from quantised_table import SUMS, TABLE, probe_of
 
 import bnfold
@@ -87,6 +89,19 @@ def test_microsofts_op_has_a_scale_of_each_channel_at_any_opset(name: str) -> No
     result = bnfold.fold(model)
     assert result.report.after.per_channel_ops == 0
     assert_natively_the_same(model, result.model, probe)
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_what_onnxruntime_quantises_to_four_bits(opset: int, tmp_path: Path) -> None:
+    """Below opset 21 it writes its own ops."""
+    model = Probe("small", "", SMALL, opset=opset).model()
+    model = quantised(model, (2, 3, 8, 8), tmp_path, per_channel=False, outputs=False, weights="QInt4")
+    assert {node.domain for node in model.graph.node if node.op_type == "DequantizeLinear"} == {MICROSOFT}
+    result = bnfold.fold(model)
+    assert (result.report.before.batch_norms, result.report.after.per_channel_ops) == (3, 0)
+    assert result.verification.relation is not None
+    weights = [tensor for tensor in result.model.graph.initializer if tensor.data_type == TensorProto.INT4]
+    assert sum(len(tensor.dims) > 1 for tensor in weights) == 3
 
 
 @pytest.mark.parametrize("name", [name for name in SUMS if name != "QLinearConv"])

@@ -44,11 +44,7 @@ def row_factors(edit: LinearEdit) -> Floats:
 
 def new_scale(quantised: Quantised, factors: Floats) -> tuple[Floats, int | None]:
     """|f| scale, exactly; and the axis along which a DequantizeLinear's lies where that is new."""
-    alive = np.abs(factors[factors != 0])
-    old = quantised.scale.astype(np.float64)
-    if not alive.size:
-        return old, None
-    sizes = np.where(factors == 0, alive[0], np.abs(factors))
+    old, sizes = quantised.scale.astype(np.float64), _sizes(factors)
     if (sizes == sizes[0]).all():
         return old * sizes[0], None
     axis = quantised.row_axis
@@ -58,6 +54,12 @@ def new_scale(quantised: Quantised, factors: Floats) -> tuple[Floats, int | None
     if quantised.block:
         return old * sizes.reshape([-1 if k == axis else 1 for k in range(old.ndim)]), None
     return old * sizes, None
+
+
+def _sizes(factors: Floats) -> Floats:
+    """|f|; where f is 0 any will do, and that of others keeps one scale for all what it is."""
+    alive = np.abs(factors[factors != 0])
+    return np.where(factors == 0, alive[0] if alive.size else 1.0, np.abs(factors))
 
 
 def broadcast_scale(quantised: Quantised, sizes: Floats) -> Floats:
@@ -82,12 +84,8 @@ def _view_factors(edit: LinearEdit, factors: Floats) -> Floats:
 def _element_sizes(edit: LinearEdit, quantised: Quantised, factors: Floats) -> Floats:
     """What each element's scale is multiplied by; any will do in dead ones, if an integer stands for 0."""
     linear = edit.linear
-    if quantised.has_zero:
-        alive = np.abs(factors[factors != 0])
-        sizes = np.where(factors == 0, alive[0] if alive.size else 1.0, np.abs(factors))
-        seen = spread(linear, sizes, linear.row_axes)
-    else:
-        seen = np.abs(_view_factors(edit, factors))
+    dead_too = spread(linear, _sizes(factors), linear.row_axes)
+    seen = dead_too if quantised.has_zero else np.abs(_view_factors(edit, factors))
     return np.asarray(np.broadcast_to(seen, linear.view).reshape(quantised.integers.shape), np.float64)
 
 
@@ -158,7 +156,7 @@ def bias_changes(edit: LinearEdit, quantised: Quantised, exact: Floats) -> Chang
     node, factors = edit.linear.node, edit.factor
     if quantised.grid is not None:  # only multiplied, or it would be floats
         whole = np.sign(factors).astype(np.int32) * quantised.integers
-        return _floats_changes(edit, quantised, broadcast_scale(quantised, np.abs(factors)), whole)
+        return _floats_changes(edit, quantised, broadcast_scale(quantised, _sizes(factors)), whole)
     scale, axis = new_scale(replace(quantised, row_axis=0), factors)
     if axis is not None and not quantised.is_adaptable:
         sentence = f"opset {quantised.node.opset} has no scale for each entry of its int32 bias"
