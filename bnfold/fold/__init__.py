@@ -28,8 +28,8 @@ from bnfold.fold.norms import needless_adds, offer_norms
 from bnfold.fold.objections import LARGEST_SHIFT, objections
 from bnfold.fold.parameters import Unrepresentable
 from bnfold.fold.plan import Plan, make_plan
-from bnfold.fold.requantise import only_scales, row_factors
-from bnfold.fold.rewrite import Requantised, Rewrite, rewrite
+from bnfold.fold.rescale import only_scales, row_factors
+from bnfold.fold.rewrite import Rescaled, Rewrite, rewrite
 from bnfold.fold.ties import Ties, tie_scope
 from bnfold.graph import Graph, Node, Scope
 from bnfold.model_file import LoadedModel
@@ -195,10 +195,10 @@ def _touches(plan: Plan, value: object, touched: set[tuple[str, int]]) -> bool:
 
 
 def _notices(model: LoadedModel, done: Rewrite) -> tuple[str, ...]:
-    return *_integer_notices(done.requantised), *_frozen_notices(model, done)
+    return *_integer_notices(done.rescaled), *_frozen_notices(model, done)
 
 
-def _integer_notices(done: list[Requantised]) -> Iterator[str]:
+def _integer_notices(done: list[Rescaled]) -> Iterator[str]:
     """What became of weights and biases that are kept as integers."""
     factors = [row_factors(item.edit) for item in done if item.role == "weight"]
     if factors:

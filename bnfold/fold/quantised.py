@@ -5,7 +5,7 @@ factor for each of W's rows goes into the scale, and the integers stay to the bi
 
     f W = |f| scale * (q' - zero_point)        q' = q, or 2 zero_point - q where f < 0, or zero_point where f = 0
 
-That is exact but for one rounding of the scale (`requantise` does it).  A scale for the whole tensor becomes one for
+That is exact but for one rounding of the scale (`rescale` does it).  A scale for the whole tensor becomes one for
 each row, which DequantizeLinear can express from opset 13 on; before, or where the scale lies along another axis than
 the rows, one factor has to hold for all of them.  QONNX's scales lie wherever they are asked to.  No scale of single
 columns fits, and a row whose integers have no negative in their type (-128 of int8) takes positive factors only.

@@ -20,7 +20,7 @@ from bnfold.fold.ops.affine import epsilon_of
 from bnfold.fold.parameters import last_digit, new_bias, shifted, spread, stored, type_of, weight_blocks
 from bnfold.fold.plan import AffineEdit, LinearEdit, Plan, StepEdit
 from bnfold.fold.quantised import Quantised
-from bnfold.fold.requantise import Changes, bias_changes, stays_integer, weight_changes
+from bnfold.fold.rescale import Changes, bias_changes, stays_integer, weight_changes
 from bnfold.fold.union_find import Floats
 from bnfold.fold.wiring import Wiring, freeze, own_producer, read_names, relied_on, remove_beta, set_axis, sweep
 from bnfold.graph import Graph, Node, Scope, Value
@@ -64,7 +64,7 @@ class _Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Requantised:
+class Rescaled:
     """A weight or bias whose integers, or their scale, are new."""
 
     edit: LinearEdit
@@ -81,7 +81,7 @@ class Requantised:
 class Rewrite:
     """What a rewrite did, for proofs and reports."""
 
-    requantised: list[Requantised] = field(default_factory=list)
+    rescaled: list[Rescaled] = field(default_factory=list)
     rewritten: list[Rewritten] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)  # initializers that could be fed and now can't
 
@@ -103,9 +103,9 @@ def rewrite(graph: Graph, weights: Weights, plans: list[Plan]) -> Rewrite:
         requests += [r for edit in plan.steps for r in _step_requests(plan, edit)]
     store = _Store(graph, weights, result)
     store.place(requests)
-    if result.requantised:
+    if result.rescaled:
         tensors = {scope.label: tensors_of(scope) for scope in graph.scopes}
-        for item in result.requantised:
+        for item in result.rescaled:
             item.tensors.update(tensors[item.node.scope.label])
     for plan in plans:
         Wiring(graph, plan, store.created).run()
@@ -211,7 +211,7 @@ def _integer_requests(graph: Graph, plan: Plan, edit: LinearEdit, result: Rewrit
         node = own_producer(graph, linear.node, value, old.node)
         if changes.axis is not None:
             set_axis(node, changes.axis)
-        result.requantised.append(Requantised(edit, role, node, old, weight, bias, changes.rounding, {}))
+        result.rescaled.append(Rescaled(edit, role, node, old, weight, bias, changes.rounding, {}))
         for change in changes.changes:
             source = old.node.input(change.index)
             assert source is not None

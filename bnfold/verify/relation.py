@@ -24,7 +24,7 @@ from onnx import ModelProto
 from bnfold.constants import Array, is_floating, unit_roundoff
 from bnfold.errors import quoted
 from bnfold.fold.plan import Plan
-from bnfold.fold.requantise import only_scales, stays_integer
+from bnfold.fold.rescale import only_scales, stays_integer
 from bnfold.fold.union_find import Floats
 from bnfold.model_file import LoadedModel, to_proto, wrap
 from bnfold.verify.large import parted

@@ -19,10 +19,10 @@ from bnfold.constants import Array, finfo
 from bnfold.errors import NotEquivalentError, quoted
 from bnfold.fold.parameters import clip, parts, row_noise, spread
 from bnfold.fold.plan import AffineEdit, LinearEdit, StepEdit
-from bnfold.fold.rewrite import Requantised, Rewrite, Rewritten
+from bnfold.fold.rewrite import Rescaled, Rewrite, Rewritten
 from bnfold.fold.roots import rows_of
 from bnfold.fold.union_find import Floats
-from bnfold.verify.requantised import prove_bias, prove_weight
+from bnfold.verify.rescaled import prove_bias, prove_weight
 from bnfold.weights import Weights
 
 # Bytes of weights after which pages of mapped files are let go.
@@ -80,12 +80,12 @@ def prove(done: Rewrite, weights: Weights) -> StaticProof:
             held = 0
             for file in weights.files():
                 file.forget(0, len(file.view))
-    for again in done.requantised:
-        worst = max(worst, _check_requantised(again, weights))
+    for again in done.rescaled:
+        worst = max(worst, _check_rescaled(again, weights))
     return StaticProof(len(done.rewritten), values, worst)
 
 
-def _check_requantised(item: Requantised, weights: Weights) -> float:
+def _check_rescaled(item: Rescaled, weights: Weights) -> float:
     """Compare what integers stand for with the exact weight or bias; returns the scale's worst deviation in ulps."""
     gain = _exact_rows(item.edit)[0]
     if item.role == "weight":

@@ -14,7 +14,7 @@ from bnfold.constants import Array, finfo
 from bnfold.errors import NotEquivalentError, quoted
 from bnfold.fold.parameters import clip, parts, spread
 from bnfold.fold.quantised import Quantised, interpret, wide
-from bnfold.fold.rewrite import Requantised
+from bnfold.fold.rewrite import Rescaled
 from bnfold.fold.union_find import Floats
 from bnfold.weights import Weights
 
@@ -22,7 +22,7 @@ from bnfold.weights import Weights
 HALF = 0.5 + 1e-6
 
 
-def prove_weight(item: Requantised, weights: Weights, rows: Floats) -> float:
+def prove_weight(item: Rescaled, weights: Weights, rows: Floats) -> float:
     """Compare a dequantised weight with the exact one; returns the scale's worst deviation in ulps.
 
     rows: what each row is to be multiplied by, the scale of its columns left aside.
@@ -52,7 +52,7 @@ def prove_weight(item: Requantised, weights: Weights, rows: Floats) -> float:
     return max(worst, 0.5)
 
 
-def prove_bias(item: Requantised, weights: Weights, exact: Floats, factors: Floats, slack: Floats) -> float:
+def prove_bias(item: Rescaled, weights: Weights, exact: Floats, factors: Floats, slack: Floats) -> float:
     """Compare a dequantised bias with the exact one; returns its scale's worst deviation in ulps.
 
     slack: what the exact one may be off itself.
@@ -73,7 +73,7 @@ def prove_bias(item: Requantised, weights: Weights, exact: Floats, factors: Floa
     return max(worst, 0.5)
 
 
-def _written(item: Requantised, weights: Weights) -> Quantised:
+def _written(item: Rescaled, weights: Weights) -> Quantised:
     """The integers as the folded model has them."""
     old, contents = item.old, []
     for index, name in enumerate(item.node.proto.input):
@@ -97,5 +97,5 @@ def _viewed(quantised: Quantised, view: tuple[int, ...]) -> tuple[Array, Array, 
     return first, second, third
 
 
-def _wrong(item: Requantised, what: str) -> NotEquivalentError:
+def _wrong(item: Rescaled, what: str) -> NotEquivalentError:
     return NotEquivalentError(f"{what}; please report this", where=f"node {quoted(item.edit.linear.node.name)}")
