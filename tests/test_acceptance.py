@@ -26,7 +26,7 @@ from bnfold.model_file import wrap
 from bnfold.shapes import Shapes
 
 MOST_OPS = 8
-CROWDED, RANDOM = 80, 1500
+CROWDED, RANDOM = 80, 1000
 """How many graphs are drawn; of the random ones about a quarter has two ops or more that could be in conflict."""
 
 

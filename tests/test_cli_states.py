@@ -231,5 +231,5 @@ class Commands(RuleBasedStateMachine):
 
 TestCommands = Commands.TestCase
 TestCommands.settings = settings(
-    max_examples=50, stateful_step_count=12, derandomize=True, deadline=None, database=None, print_blob=False
+    max_examples=35, stateful_step_count=12, derandomize=True, deadline=None, database=None, print_blob=False
 )

@@ -244,7 +244,7 @@ def test_real_models(real_model: Path, method: Any) -> None:
     if not any(node.op_type == "BatchNormalization" for node in proto.graph.node):
         pytest.skip("it has no BatchNormalization")
     try:
-        batches = [batch for seed in range(4) for batch in drawn(proto, seed).batches]
+        batches = [batch for seed in range(2) for batch in drawn(proto, seed).batches]
     except CannotRun as why:
         pytest.skip(f"ONNX Runtime can't run it: {why}")
     try:
@@ -254,7 +254,7 @@ def test_real_models(real_model: Path, method: Any) -> None:
             raise
         pytest.skip("it has ops that ONNX Runtime has not")
     assert result.drift and not result.unmeasured
-    bnfold.fold(result.model)
+    bnfold.fold(result.model, verify=method == "pooled")  # running both once is enough: 15 s for the largest
 
 
 # -- options ------------------------------------------------------------------------------------------
