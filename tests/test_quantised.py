@@ -75,6 +75,19 @@ def assert_integers_stay(before: ModelProto, after: ModelProto) -> None:
         assert any((((wide == w) | (wide == 2 * zero - w)) | (wide == zero)).all() for w in alike), node.name
 
 
+def test_verify_knows_rounding_behind_values_of_unknown_rank() -> None:
+    """In double, as all else: with one step neither the type nor the rank of what is rounded has to be known."""
+    text = (
+        "x[N,3,4,4] -> y | s = Shape(x); g = Gather(s, p:int64[]={0}); u = Unsqueeze(g, a:int64[1]={0}); "
+        "o = Concat<axis=0>(u, e:int64[1]={-1}); k = Max(o, m:int64[2]={-1,-1}); r = Reshape(x, k); "
+        "i = QuantizeLinear(r, t[]={0.05}, z:uint8[]={128}); d = DequantizeLinear(i, t, z); y = Gemm(d, w[48,4])"
+    )
+    model = Probe("quantised-unknown-rank", "", text).model()
+    found = bnfold.verify(model, model)
+    assert found.verdict == "equal"
+    assert not [note for note in found.notes if "no float64 form" in note]
+
+
 def test_the_scale_of_a_large_weight_lies_along_an_axis_of_its_own() -> None:
     """It isn't broadcast as numpy does: 600 · 60 · 600 elements would be more than are evaluated."""
     text = "x[N,60,2,2] -> y | d = DequantizeLinear<axis=0>(q:int8[600,60,1,1], s_var[600]); h = Conv(x, d); "

@@ -125,7 +125,10 @@ def quantize(op: Op) -> Term:
 @declares("DequantizeLinear", "com.microsoft:DequantizeLinear")  # scale (x - zero point)
 def dequantize(op: Op) -> Term:
     """From integers."""
-    if op.builder.types.get(op.proto.input[0], 0) not in (*RANGES, TensorProto.INT32):
+    kind = op.builder.types.get(op.proto.input[0], 0)
+    if not kind and op.optional(2) is not None:  # inference stops at values of unknown rank
+        kind = op.builder.types.get(op.proto.input[2], 0)
+    if kind not in (*RANGES, TensorProto.INT32):
         raise Unsupported("dequantisation of this type")
     scale, zero = _quantisation(op)
     x = op.input(0).cast(TensorProto.DOUBLE)
@@ -138,7 +141,8 @@ def _quantisation(op: Op) -> tuple[Term, Term | None]:
         raise Unsupported("quantisation by blocks")
     scale, zero = op.input(1), op.optional(2)
     zero = None if zero is None else zero.cast(TensorProto.DOUBLE)
-    shape = [1] * op.rank(0)
+    shape: list[int] = []
     if math.prod(op.shape(1)) > 1:
+        shape = [1] * op.rank(0)
         shape[op.attribute("axis", 1)] = -1
     return scale.reshape(shape), None if zero is None else zero.reshape(shape)
